@@ -1,0 +1,3 @@
+"""cachewright: the caching layer for Python services."""
+
+__version__ = "0.1.0"

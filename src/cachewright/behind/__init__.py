@@ -1,0 +1,1 @@
+"""Write-behind: buffers that hold dirty records durably, and the flushers that save them."""

@@ -1,0 +1,1 @@
+"""Codecs: how values become bytes, with compression, signing and encryption around them."""

@@ -1,0 +1,1 @@
+"""Integrations: one file per framework, each imported on demand."""

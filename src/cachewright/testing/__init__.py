@@ -1,0 +1,1 @@
+"""Helpers for tests of services that use cachewright, and for cachewright's own."""

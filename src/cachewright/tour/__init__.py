@@ -1,0 +1,1 @@
+"""The tour: every strategy as a short scene on real engines."""
