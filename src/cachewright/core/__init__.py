@@ -1,1 +1,1 @@
-"""The core: every operation on one chain of tiers, written once for threads and event loops."""
+"""What happens to a key: slots, flights, loads, writes, reads, tags. Written once, for both faces."""
