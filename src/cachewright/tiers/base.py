@@ -61,6 +61,9 @@ class Tier(ABC):
     scannable: ClassVar[bool] = True
     """`clear` can find every slot of the namespace. Otherwise the core stamps all entries with a namespace tag."""
 
+    server_time: ClassVar[bool] = True
+    """`Generation.changed` is one clock's for all clients, so it can tell whether a tag changed since a load began."""
+
     def __init__(self, name: str, namespace: str) -> None:
         self.name = name
         """For stats, events and errors; never holds credentials."""

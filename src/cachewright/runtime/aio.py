@@ -1,0 +1,168 @@
+"""The runtime of the awaiting face. One instance serves every event loop: the loop is the running one."""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import inspect
+import logging
+import os
+import random
+from collections.abc import Awaitable, Callable, Coroutine
+from typing import Any, Literal, TypeVar
+
+from .base import Clock
+from .threads import SYSTEM_CLOCK, is_async
+from .workers import BACKGROUND
+
+T = TypeVar("T")
+
+__all__ = ["AIO", "AioRuntime", "AioWaiter"]
+
+log = logging.getLogger("cachewright")
+
+
+class AioWaiter:
+    """A future that any thread may complete."""
+
+    __slots__ = ("_future", "_loop", "_set")
+
+    def __init__(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._future: asyncio.Future[None] = self._loop.create_future()
+        self._set = False
+
+    def set(self) -> None:
+        self._set = True
+        try:
+            running: asyncio.AbstractEventLoop | None = asyncio.get_running_loop()
+        except RuntimeError:
+            running = None
+        if running is self._loop:
+            self._ring()
+        elif not self._loop.is_closed():
+            try:
+                self._loop.call_soon_threadsafe(self._ring)
+            except RuntimeError:  # closed since the check: nobody waits there any more
+                return
+
+    def _ring(self) -> None:
+        if not self._future.done():
+            self._future.set_result(None)
+
+    def is_set(self) -> bool:
+        return self._set
+
+    async def wait(self, timeout: float | None) -> bool:
+        if self._set:
+            return True
+        try:
+            async with asyncio.timeout(timeout):
+                await asyncio.shield(self._future)
+        except TimeoutError:
+            return self._set
+        return True
+
+
+class TaskJob:
+    """Background work as a tracked task."""
+
+    def __init__(self, task: asyncio.Task[None], loop: asyncio.AbstractEventLoop) -> None:
+        self._task, self._loop = task, loop
+
+    def cancel(self) -> None:
+        if self._task.done() or self._loop.is_closed():
+            return
+        try:
+            self._loop.call_soon_threadsafe(self._task.cancel)
+        except RuntimeError:  # the loop closed since the check, and took the task with it
+            return
+
+    def done(self) -> bool:
+        return self._task.done() or self._loop.is_closed()
+
+
+class AioRuntime:
+    """See `base.Runtime`."""
+
+    name: Literal["asyncio"] = "asyncio"
+
+    def __init__(self, clock: Clock = SYSTEM_CLOCK) -> None:
+        self.now = clock.now
+        self.monotonic = clock.monotonic
+        self.random = random.random
+        self._tasks: set[asyncio.Task[None]] = set()  # a task nobody holds is collected half-way
+
+    @staticmethod
+    def new_id() -> bytes:
+        return os.urandom(8)
+
+    async def sleep(self, seconds: float) -> None:
+        await asyncio.sleep(seconds)
+
+    @staticmethod
+    def waiter() -> AioWaiter:
+        return AioWaiter()
+
+    async def wait(self, waiter: Any, timeout: float | None) -> bool:
+        rang: bool = await waiter.wait(timeout)
+        return rang
+
+    async def call(self, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        if is_async(function):
+            return await function(*args, **kwargs)
+        result = await self.offload(lambda: function(*args, **kwargs))
+        return await result if inspect.isawaitable(result) else result
+
+    async def offload(self, function: Callable[..., T], *args: Any) -> T:
+        loop = asyncio.get_running_loop()
+        future: asyncio.Future[T] = loop.create_future()
+        context = contextvars.copy_context()
+
+        def settle(result: T | None, error: BaseException | None) -> None:
+            if future.cancelled():
+                return
+            if error is None:
+                future.set_result(result)  # type: ignore[arg-type]
+            elif isinstance(error, StopIteration):
+                future.set_exception(RuntimeError("the function raised StopIteration"))
+            else:
+                future.set_exception(error)
+
+        def run() -> None:
+            result, error = None, None
+            try:
+                result = context.run(function, *args)
+            except BaseException as caught:  # handed to the one who awaits
+                error = caught
+            try:
+                loop.call_soon_threadsafe(settle, result, error)
+            except RuntimeError:
+                log.warning("an event loop closed before work on its behalf had ended")
+
+        BACKGROUND.submit(run)
+        return await future
+
+    def spawn(self, work: Callable[[], Coroutine[Any, Any, None]], name: str) -> TaskJob:
+        async def run() -> None:
+            try:
+                await work()
+            except Exception:
+                log.exception("background work %r raised", name)
+
+        loop = asyncio.get_running_loop()
+        task = loop.create_task(run(), name=f"cachewright {name}")
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return TaskJob(task, loop)
+
+    def every(self, seconds: float, tick: Callable[[], Awaitable[bool]], name: str) -> TaskJob:
+        async def beat() -> None:
+            await asyncio.sleep(seconds)
+            while await tick():
+                await asyncio.sleep(seconds)
+
+        return self.spawn(beat, name)
+
+
+AIO = AioRuntime()

@@ -1,0 +1,144 @@
+"""The runtime of the blocking face: every leaf blocks, so nothing ever suspends."""
+
+from __future__ import annotations
+
+import contextvars
+import inspect
+import logging
+import os
+import random
+import threading
+import time
+from collections.abc import Awaitable, Callable, Coroutine
+from typing import Any, Literal, TypeVar
+
+from ..errors import ConfigurationError
+from .base import Clock, drive
+from .workers import BACKGROUND, TIMER
+
+T = TypeVar("T")
+
+__all__ = ["SYSTEM_CLOCK", "THREADS", "SystemClock", "ThreadRuntime", "is_async"]
+
+log = logging.getLogger("cachewright")
+
+
+class SystemClock:
+    """The machine's own time."""
+
+    now = staticmethod(time.time)
+    monotonic = staticmethod(time.monotonic)
+
+
+SYSTEM_CLOCK = SystemClock()
+
+
+def is_async(function: Callable[..., Any]) -> bool:
+    """Whether calling ``function`` gives something to await (``async def``, a partial or an object of one)."""
+    if inspect.iscoroutinefunction(function):
+        return True
+    call = getattr(function, "__call__", None)  # noqa: B004  an object with an async __call__
+    return inspect.iscoroutinefunction(call)
+
+
+class ThreadJob:
+    """Background work on a daemon thread."""
+
+    def __init__(self) -> None:
+        self.cancelled = threading.Event()
+        self._done = threading.Event()
+
+    def cancel(self) -> None:
+        self.cancelled.set()
+
+    def done(self) -> bool:
+        return self._done.is_set()
+
+    def finish(self) -> None:
+        self._done.set()
+
+
+class ThreadRuntime:
+    """See `base.Runtime`. One instance serves all threads."""
+
+    name: Literal["threads"] = "threads"
+
+    def __init__(self, clock: Clock = SYSTEM_CLOCK) -> None:
+        self.now = clock.now
+        self.monotonic = clock.monotonic
+        self.random = random.random
+
+    @staticmethod
+    def new_id() -> bytes:
+        return os.urandom(8)
+
+    async def sleep(self, seconds: float) -> None:
+        time.sleep(seconds)  # noqa: ASYNC251  blocking is this runtime's meaning
+
+    @staticmethod
+    def waiter() -> threading.Event:
+        return threading.Event()
+
+    async def wait(self, waiter: Any, timeout: float | None) -> bool:
+        rang: bool = waiter.wait(timeout)
+        return rang
+
+    async def call(self, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        if is_async(function):
+            raise _needs_async_face(function)
+        result = function(*args, **kwargs)
+        if inspect.isawaitable(result):
+            if isinstance(result, Coroutine):
+                result.close()
+            raise _needs_async_face(function)
+        return result
+
+    async def offload(self, function: Callable[..., T], *args: Any) -> T:
+        return function(*args)
+
+    def spawn(self, work: Callable[[], Coroutine[Any, Any, None]], name: str) -> ThreadJob:
+        job = ThreadJob()
+        context = contextvars.copy_context()
+
+        def run() -> None:
+            try:
+                if not job.cancelled.is_set():
+                    context.run(lambda: drive(work()))
+            except Exception:
+                log.exception("background work %r raised", name)
+            finally:
+                job.finish()
+
+        BACKGROUND.submit(run)
+        return job
+
+    def every(self, seconds: float, tick: Callable[[], Awaitable[bool]], name: str) -> ThreadJob:
+        job = ThreadJob()
+
+        async def one() -> bool:
+            return await tick()
+
+        def run() -> None:
+            go_on = False
+            try:
+                go_on = not job.cancelled.is_set() and drive(one())
+            except Exception:
+                log.exception("heartbeat %r raised", name)
+            if go_on and not job.cancelled.is_set():
+                TIMER.after(seconds, run)
+            else:
+                job.finish()
+
+        TIMER.after(seconds, run)
+        return job
+
+
+def _needs_async_face(function: Callable[..., Any]) -> ConfigurationError:
+    name = getattr(function, "__qualname__", repr(function))
+    return ConfigurationError(
+        f"{name} is async, and this is the blocking face: call the method of the same name with an "
+        f"'a' in front (await cache.aget_or_set(…), await repository.aput(…)), or pass a plain function"
+    )
+
+
+THREADS = ThreadRuntime()
