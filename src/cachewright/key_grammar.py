@@ -61,7 +61,7 @@ def _wrong_field(field: str, spec: str | None, conversion: str | None, nth: int,
                 f"{written} names no parameter{did_you_mean(field, names)}; the function has {listed(names)}"
             )
         rule = "a field has neither a format nor a conversion, which could make two values one key"
-    elif not start or start.isdigit():
+    elif not start or start.isdecimal():
         # By position: what stands there is what was meant.
         position = int(start) if start and len(start) < 4 else nth
         near = f" (did you mean '{{{names[position]}}}'?)" if position < len(names) else ""

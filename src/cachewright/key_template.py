@@ -219,7 +219,7 @@ class _AutomaticKey(KeyMaker):
         except InvalidKeyError as error:
             raise InvalidKeyError(
                 f"{self._label}: argument {name!r} cannot be part of the key: {error}; leave it out with "
-                f"ignore=("{name}",), say with key= what the key is made of, or give its class a __cache_key__() "
+                f'ignore=("{name}",), say with key= what the key is made of, or give its class a __cache_key__() '
                 "method that returns a str"
             ) from None
 
@@ -281,7 +281,7 @@ def build_key_maker(
     """
     label = f"{getattr(func, '__qualname__', None) or type(func).__qualname__}()"
     if isinstance(ignore, str):
-        raise ConfigurationError(f"{label}: ignore={ignore!r} is a str; write ignore=({ignore!r},)")
+        raise ConfigurationError(f'{label}: ignore={ignore!r} is a str; write ignore=("{ignore}",)')
     if key is None:
         # An object with __call__ or a partial has state that its class's name does not tell.
         if not hasattr(func, "__qualname__"):
