@@ -18,12 +18,13 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from pathlib import Path
-from typing import IO
+from typing import IO, Self
 
 from ..errors import TierUnavailable
 
@@ -96,7 +97,7 @@ class _Spawner:
             job, result = self._jobs.get()
             try:
                 result.set_result(job())
-            except BaseException as error:  # noqa: BLE001 - handed to the caller, who raises it
+            except BaseException as error:  # handed to the caller, who raises it
                 result.set_exception(error)
             del job, result
 
@@ -136,7 +137,8 @@ class ServerProcess:
     Args:
         name: what the server is, for messages.
         command: the program and its arguments; it must stay in the foreground.
-        folder: an existing folder for its data; its output goes to ``server.log`` there.
+        folder: an existing folder for its data; its output goes to ``server.log`` there. None: a temporary one
+            that `close` removes.
         env: its whole environment; None: that of this process.
         user: run as this user (needs root).
         start_timeout: seconds until it must answer.
@@ -149,7 +151,7 @@ class ServerProcess:
         name: str,
         command: Sequence[str],
         *,
-        folder: Path,
+        folder: Path | None = None,
         env: Mapping[str, str] | None = None,
         user: str | None = None,
         start_timeout: float = 15.0,
@@ -158,7 +160,10 @@ class ServerProcess:
     ) -> None:
         self.name = name
         self.command = list(command)
-        self.folder = folder
+        self._temporary = folder is None
+        self.folder = Path(tempfile.mkdtemp(prefix=f"cachewright-{name}-")) if folder is None else folder
+        if folder is None and user is not None:
+            shutil.chown(self.folder, user)
         self.env = env
         self.user = user
         self.start_timeout = start_timeout
@@ -166,6 +171,7 @@ class ServerProcess:
         self.stop_signal = stop_signal
         self._process: subprocess.Popen[bytes] | None = None
         self._owner = os.getpid()
+        _living.add(self)
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self.name} pid={self.pid}>"
@@ -208,16 +214,20 @@ class ServerProcess:
         Raises:
             TierUnavailable: it ended, or did not answer in time; the message has its last lines of output.
         """
+        if os.getpid() != self._owner:
+            raise TierUnavailable(
+                self.name, "belongs to the process that made it; a forked child cannot start it"
+            )
         if self.running:
             return
-        self._owner = os.getpid()
+        self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         self.prepare()
         command = _dying_with_parent(self.command, self.user)
         # 0600: servers may print what a stranger should not read.
         log_fd = os.open(self.log_path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
         with os.fdopen(log_fd, "ab") as log:
+            _living.add(self)
             self._process = _spawn(lambda: self._popen(command, log))
-        _living.add(self)
         if not wait_until(lambda: not self.running or self.ready(), self.start_timeout):
             self.kill()
             raise TierUnavailable(
@@ -226,7 +236,7 @@ class ServerProcess:
             )
         if not self.running:
             code = self._process.returncode
-            self._forget()
+            self._process = None
             raise TierUnavailable(
                 self.name, f"ended at start with code {code}; its last output:\n{self.log_tail()}"
             )
@@ -247,10 +257,9 @@ class ServerProcess:
             raise TierUnavailable(self.name, f"cannot be started: {error}") from error
 
     def stop(self) -> None:
-        """End the server, kindly first; returns when it is gone. In a forked child this only forgets it."""
+        """End the server, kindly first; returns when it is gone. Its folder stays. Nothing happens in a forked child."""
         process = self._process
         if process is None or os.getpid() != self._owner:
-            self._process = None
             return
         if process.poll() is None:
             process.send_signal(self.stop_signal)
@@ -260,7 +269,22 @@ class ServerProcess:
             except subprocess.TimeoutExpired:
                 process.kill()
         process.wait()
-        self._forget()
+        self._process = None
+
+    def close(self) -> None:
+        """Stop it and remove its folder, if that is a temporary one. In a forked child nothing happens."""
+        self.stop()
+        if os.getpid() == self._owner:
+            _living.discard(self)
+            if self._temporary:
+                shutil.rmtree(self.folder, ignore_errors=True)
+
+    def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
     def kill(self) -> None:
         """End the server by SIGKILL, as a crash would; returns when it is gone."""
@@ -269,7 +293,7 @@ class ServerProcess:
             return
         process.kill()
         process.wait()
-        self._forget()
+        self._process = None
 
     def pause(self) -> None:
         """Hang the server by SIGSTOP: its sockets stay open and nobody answers."""
@@ -289,21 +313,28 @@ class ServerProcess:
             raise TierUnavailable(self.name, f"is not running, so it cannot be sent {what.name}")
         self._process.send_signal(what)
 
-    def _forget(self) -> None:
-        self._process = None
-        _living.discard(self)
+    def disown(self) -> None:
+        """In a forked child: the server is the parent's, so never signal it, wait for it or warn about it."""
+        if self._process is not None:
+            self._process.returncode = 0
+            self._process = None
 
 
-_living: set[ServerProcess] = set()
+_living: set[ServerProcess] = set()  # every server of this process, for the interpreter's exit
 
 
 @atexit.register
 def _stop_all() -> None:
     for server in list(_living):
-        server.stop()
+        server.close()
 
 
 def _forget_parents_servers() -> None:
+    global _spawner_lock, _ports_lock
+    _spawner_lock = threading.Lock()  # another thread of the parent may have held them at the fork
+    _ports_lock = threading.Lock()
+    for server in _living:
+        server.disown()
     _living.clear()
 
 
