@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import atexit
 import os
+import pwd
 import queue
 import random
 import shutil
@@ -26,9 +27,9 @@ from concurrent.futures import Future
 from pathlib import Path
 from typing import IO, Self
 
-from ..errors import TierUnavailable
+from cachewright.errors import TierUnavailable
 
-__all__ = ["ServerProcess", "free_port", "wait_until"]
+__all__ = ["LOOPBACK", "ServerProcess", "as_user", "free_port", "wait_until"]
 
 LOOPBACK = "127.0.0.1"
 _POLL = 0.01
@@ -115,17 +116,24 @@ def _spawn(job: Callable[[], subprocess.Popen[bytes]]) -> subprocess.Popen[bytes
     return spawner.spawn(job)
 
 
-def _dying_with_parent(command: Sequence[str], user: str | None) -> list[str]:
-    """Wrap a command so that the kernel kills it when its parent dies, and so that it runs as ``user``."""
+def as_user(command: Sequence[str], user: str | None, *, die_with_parent: bool = False) -> list[str]:
+    """Wrap a command so that it runs as ``user`` (None: as ourselves; else it needs root).
+
+    Args:
+        die_with_parent: also have the kernel kill it when its parent dies, where the kernel can.
+    """
     setpriv = shutil.which("setpriv") if sys.platform == "linux" else None
     if setpriv is None:
         if user is not None:
             raise TierUnavailable(command[0], f"cannot be run as {user} without setpriv (package util-linux)")
         return list(command)
-    wrapped = [setpriv, "--pdeathsig", "KILL"]
+    wrapped = [setpriv]
+    if die_with_parent:
+        wrapped += ["--pdeathsig", "KILL"]
     if user is not None:
-        wrapped += ["--reuid", user, "--regid", user, "--clear-groups"]
-    return [*wrapped, "--", *command]
+        ids = pwd.getpwnam(user)
+        wrapped += ["--reuid", str(ids.pw_uid), "--regid", str(ids.pw_gid), "--clear-groups"]
+    return [*wrapped, "--", *command] if len(wrapped) > 1 else list(command)
 
 
 class ServerProcess:
@@ -222,13 +230,18 @@ class ServerProcess:
             return
         self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         self.prepare()
-        command = _dying_with_parent(self.command, self.user)
+        command = as_user(self.command, self.user, die_with_parent=True)
         # 0600: servers may print what a stranger should not read.
         log_fd = os.open(self.log_path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
         with os.fdopen(log_fd, "ab") as log:
             _living.add(self)
             self._process = _spawn(lambda: self._popen(command, log))
-        if not wait_until(lambda: not self.running or self.ready(), self.start_timeout):
+        try:
+            answered = wait_until(lambda: not self.running or self.ready(), self.start_timeout)
+        except BaseException:  # Ctrl-C, say: nobody would stop what was never returned
+            self.kill()
+            raise
+        if not answered:
             self.kill()
             raise TierUnavailable(
                 self.name,
