@@ -27,6 +27,7 @@ from collections.abc import Callable, Iterable, Mapping
 from datetime import date, datetime, time, timedelta, timezone
 from decimal import Decimal
 from enum import Enum, Flag
+from functools import cached_property
 from typing import Any
 from uuid import UUID
 
@@ -151,7 +152,9 @@ def _moment(value: datetime | time) -> str:
 
 
 def _span(value: timedelta) -> str:
-    return f'timedelta"{value.days}d{value.seconds}.{value.microseconds:06}s"'
+    # pandas counts further than the base that it extends.
+    finer = getattr(value, "nanoseconds", 0)
+    return f'timedelta"{value.days}d{value.seconds}.{value.microseconds:06}{f"{finer:03}" if finer else ""}s"'
 
 
 _SCALARS: dict[type, Callable[[Any], str]] = {
@@ -168,8 +171,9 @@ _SCALARS: dict[type, Callable[[Any], str]] = {
     time: lambda value: f"time{_moment(value)}",
     timedelta: _span,
     # 1.0 and 1.00 are equal but calculate differently, so they are two keys.
-    Decimal: lambda value: f'Decimal"{value}"',
-    UUID: lambda value: f'UUID"{value}"',
+    # (And the context says whether str() writes 1E+3 or 1e+3.)
+    Decimal: lambda value: f'Decimal"{Decimal.__str__(value).upper()}"',
+    UUID: lambda value: f'UUID"{UUID.__str__(value)}"',
     type(...): lambda value: 'Ellipsis""',
     range: lambda value: f"range[{_int(value.start)},{_int(value.stop)},{_int(value.step)}]",
 }
@@ -246,15 +250,27 @@ def _object(value: Any, kind: type, depth: int) -> str:
         )
     if (kind.__module__.partition(".")[0], kind.__qualname__) in _BY_STR:
         return f"{kind.__qualname__}{_text(str(value))}"
-    # A subclass is another type, and says so; what it adds to its base's value is not seen.
+    # A subclass is another type, and says so, with what its instances hold beside the base's value: a
+    # pendulum.Duration of one month is a timedelta of thirty days and more than that.
     for base in _TEXTUAL:
         if isinstance(value, base):
-            return f"{_mark(kind)}[{_SCALARS[base](value)}]"
+            return f"{_mark(kind)}[{_SCALARS[base](value)}{_state(value, kind, depth)}]"
     for base, plain in _PLAIN:
         if isinstance(value, base):
-            return f"{_mark(kind)}[{canonical(plain(value), depth)}]"
+            return f"{_mark(kind)}[{canonical(plain(value), depth)}{_state(value, kind, depth)}]"
     # A repr is no way out: it holds an address, or may leave out what does not fit on a screen.
     raise InvalidKeyError(f"a {kind.__qualname__} has no stable form for a key")
+
+
+def _state(value: Any, kind: type, depth: int) -> str:
+    held = getattr(value, "__dict__", None) or {}
+    # What a cached_property keeps there follows from the rest.
+    state = {
+        name: item
+        for name, item in held.items()
+        if not isinstance(getattr(kind, name, None), cached_property)
+    }
+    return f",{_dict(state, depth)}" if state else ""
 
 
 def _field_names(value: Any, kind: type) -> Iterable[str] | None:
