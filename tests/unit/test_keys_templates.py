@@ -131,6 +131,12 @@ def test_what_is_refused_would_have_collided(literal: str) -> None:
     assert ("x" + literal + "x") + literal + "x" == "x" + literal + ("x" + literal + "x")
 
 
+@pytest.mark.parametrize("literal", ["[", '"', "{{", "x["])
+def test_what_could_open_a_marked_value_does_not_separate(literal: str) -> None:
+    with pytest.raises(ConfigurationError, match="separate them by"):
+        build_key_maker(pair, f"{{a}}{literal}{{b}}")
+
+
 nasty = st.sampled_from(VALUES) | st.text(st.sampled_from(list('x:/-"[]\\,=()'))) | st.integers()
 
 

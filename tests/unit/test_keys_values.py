@@ -250,7 +250,7 @@ DIFFERENT: list[Any] = [
     Decimal(1000), Decimal("NaN"), Decimal("sNaN"), uuid.UUID(int=1), str(uuid.UUID(int=1)), fractions.Fraction(1, 2),
     pathlib.PurePosixPath("/a"), "/a", ipaddress.ip_address("::1"), ipaddress.ip_network("::1"), ipaddress.ip_address(1),
     Color.RED, Color.BLUE, Level.LOW, Perm.R, Perm.W, Perm.R | Perm.W, Perm(0), UserId(1), Text("a"), int, str, Point, Point(1),
-    Point(1, 1), Point(1, "1"), Point(1, Point(1)), Spot(1), Struct(1), Attrs(1), Model(x=1), Model(**{"x": 1, "y": 2}), Model(**{"x": 1, "z": 2}),
+    Point(1, 1), Point(1, "1"), Point(1, Point(1)), Spot(1), Struct(1), Attrs(1), Model(x=1), Model.model_validate({"x": 1, "y": 2}), Model.model_validate({"x": 1, "z": 2}),
     Keyed("a"), Keyed("b"), [Keyed("a")],
 ]  # fmt: skip
 
