@@ -1,0 +1,225 @@
+"""What the blocking and the asyncio Redis driver share: the address, the handshake, replies, and late stores.
+
+Both speak RESP2 over their own sockets with hiredis as packer and parser. One held connection per thread or loop and
+no client library between: a pool's checkout costs more than the command, and its retries, health checks and
+per-``recv`` timeouts leave no single deadline over connect + send + receive.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import ssl
+import threading
+import time
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+from typing import Any, Final, TypeVar
+
+import msgspec
+
+from ..errors import MissingExtraError, TierError, TierProtocolError, TierTimeout, TierUnavailable
+
+try:
+    import hiredis
+except ImportError as error:  # pragma: no cover - depends on the installation
+    raise MissingExtraError("a Redis tier", "redis") from error
+
+T = TypeVar("T")
+Command = tuple[Any, ...]
+Reply = Any
+"""bytes, int, None, a list of replies, or a `ReplyError` (returned, not raised, so that one bad reply of a batch
+does not hide the others)."""
+Send = Callable[[Sequence[Command]], Awaitable[list[Reply]]]
+
+__all__ = [
+    "NOTHING",
+    "RECEIVE_SIZE",
+    "Address",
+    "Command",
+    "Faults",
+    "LateStores",
+    "Reply",
+    "ReplyError",
+    "Send",
+    "new_reader",
+    "pack",
+    "raise_reply",
+    "tune",
+]
+
+NOTHING: Final = object()
+RECEIVE_SIZE: Final = 65536
+
+
+class ReplyError(Exception):
+    """An error reply. ``code`` is its first word: ``NOSCRIPT``, ``MOVED``, ``READONLY`` …"""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message)
+        self.code = message.split(" ", 1)[0]
+
+
+# A server that says one of these is there but cannot serve now; another moment or another node may.
+_UNAVAILABLE: Final = frozenset(
+    {
+        "BUSY", "CLUSTERDOWN", "EXECABORT", "LOADING", "MASTERDOWN", "MISCONF", "NOAUTH", "NOREPLICAS", "OOM",
+        "READONLY", "TRYAGAIN", "WRONGPASS",
+    }
+)  # fmt: skip
+
+
+def raise_reply(tier: str, reply: ReplyError) -> None:
+    """Raises what an error reply means to the core."""
+    message = str(reply)
+    if reply.code in _UNAVAILABLE or "max number of clients" in message:
+        raise TierUnavailable(tier, f"the server refused: {message}") from reply
+    raise TierProtocolError(tier, f"the server answered: {message}") from reply
+
+
+def new_reader() -> Any:
+    """A RESP parser that yields bytes, and `NOTHING` while a reply is incomplete."""
+    return hiredis.Reader(replyError=ReplyError, notEnoughData=NOTHING)
+
+
+def pack(commands: Sequence[Command]) -> bytes:
+    """The commands as one piece of RESP."""
+    if len(commands) == 1:
+        packed: bytes = hiredis.pack_command(commands[0])
+        return packed
+    return b"".join([hiredis.pack_command(command) for command in commands])
+
+
+class Address(msgspec.Struct, frozen=True, kw_only=True):
+    """Where a server is and how one presents oneself there."""
+
+    host: str = "127.0.0.1"
+    port: int = 6379
+    db: int = 0
+    username: str | None = None
+    password: str | None = None
+    unix_path: str | None = None
+    ssl: bool | ssl.SSLContext = False
+
+    @property
+    def label(self) -> str:
+        """For messages and stats; no credentials."""
+        place = f"unix:{self.unix_path}" if self.unix_path else f"{self.host}:{self.port}"
+        return f"{place}/{self.db}" if self.db else place
+
+    def __repr__(self) -> str:
+        return f"Address({self.label!r})"
+
+    def handshake(self) -> list[Command]:
+        """What a new connection says first; the last reply is the connection's id at the server."""
+        commands: list[Command] = []
+        if self.password is not None:
+            login = (self.username, self.password) if self.username else (self.password,)
+            commands.append(("AUTH", *login))
+        if self.db:
+            commands.append(("SELECT", self.db))
+        commands.append(("CLIENT", "ID"))
+        return commands
+
+    def tls(self) -> ssl.SSLContext | None:
+        """The TLS context to use, or None for a plain connection."""
+        if isinstance(self.ssl, ssl.SSLContext):
+            return self.ssl
+        return ssl.create_default_context() if self.ssl else None
+
+
+class Faults:
+    """Makes the errors of one server's drivers, so that they all name tier and address and never a password."""
+
+    def __init__(self, tier: str, address: Address, timeout: float) -> None:
+        self.tier = tier
+        self.label = address.label
+        self.timeout = timeout
+
+    def timed_out(self) -> TierTimeout:
+        return TierTimeout(self.tier, f"no answer from {self.label} within {self.timeout:g} s")
+
+    def of(self, error: BaseException) -> TierError:
+        """What an error of a socket or the parser means to the core."""
+        if isinstance(error, TierError):
+            return error
+        if isinstance(error, TimeoutError):
+            return self.timed_out()
+        if isinstance(error, hiredis.ProtocolError):
+            return TierProtocolError(self.tier, f"{self.label} does not speak Redis's protocol: {error}")
+        reason = (
+            "closed the connection" if isinstance(error, EOFError) else str(error) or type(error).__name__
+        )
+        return TierUnavailable(self.tier, f"{self.label}: {reason}")
+
+    def handshake(self, replies: Sequence[Reply]) -> int:
+        """The connection's id out of the handshake's replies; raises where one of them is an error."""
+        for reply in replies:
+            if isinstance(reply, ReplyError):
+                if reply.code in {"NOPERM", "ERR", "WRONGPASS", "NOAUTH"}:
+                    raise TierUnavailable(self.tier, f"{self.label} refused the connection: {reply}")
+                raise_reply(self.tier, reply)
+        if not replies or not isinstance(replies[-1], int):
+            raise TierProtocolError(self.tier, f"{self.label} did not tell the connection's id")
+        return replies[-1]
+
+
+class LateStores:
+    """Connections that may still deliver a store of unknown outcome, by their id at the server.
+
+    A SET that lies unread in a hung server's socket is carried out when the server goes on, even if we have closed
+    the connection since, and undoes a delete that was acknowledged in between. So whatever this process sends next
+    to that server, from any thread or loop, is preceded by a CLIENT KILL of those connections.
+    """
+
+    def __init__(self, faults: Faults) -> None:
+        self._faults = faults
+        self.renew()
+
+    def renew(self) -> None:
+        """After a fork the lock may be held by a thread that is not here; the parent kills its own connections."""
+        self._lock = threading.Lock()
+        self.ids: tuple[int, ...] = ()
+
+    def add(self, client_id: int) -> None:
+        with self._lock:
+            if client_id not in self.ids:
+                self.ids = (*self.ids, client_id)
+
+    def commands(self, ids: Iterable[int]) -> list[Command]:
+        return [("CLIENT", "KILL", "ID", client_id) for client_id in ids]
+
+    def settle(self, ids: tuple[int, ...], replies: Sequence[Reply]) -> None:
+        """Takes note of the kills' replies (0: it was gone already); raises where one was refused."""
+        for reply in replies:
+            if isinstance(reply, ReplyError):
+                raise TierUnavailable(
+                    self._faults.tier,
+                    f"{self._faults.label} refused to kill a connection with a store of unknown outcome: {reply} "
+                    "(the user needs +client|kill)",
+                )
+        with self._lock:
+            self.ids = tuple(client_id for client_id in self.ids if client_id not in ids)
+
+
+def tune(sock: socket.socket) -> None:
+    """Small messages at once; a dead peer noticed some day even on an idle connection."""
+    if sock.family != getattr(socket, "AF_UNIX", None):
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+
+
+def remaining(deadline: float) -> float:
+    """Seconds left until ``deadline`` on the monotonic clock; raises TimeoutError where none are."""
+    left = deadline - time.monotonic()
+    if left <= 0:
+        raise TimeoutError
+    return left
+
+
+def shut(sock: socket.socket | None) -> None:
+    """Closes a socket that another thread may be blocked in: that thread sees an end of file."""
+    if sock is None:
+        return
+    with contextlib.suppress(OSError):  # not connected, or gone: closing is what matters
+        sock.shutdown(socket.SHUT_RDWR)
+    sock.close()

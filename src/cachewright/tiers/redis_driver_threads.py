@@ -1,0 +1,262 @@
+"""The blocking Redis driver: one held connection per thread."""
+
+from __future__ import annotations
+
+import select
+import socket
+import ssl
+import threading
+import weakref
+from collections.abc import Awaitable, Callable, Sequence
+from typing import TypeVar
+
+import hiredis
+
+from ..errors import TierError, TierTimeout, TierUnavailable
+from .redis_driver import (
+    NOTHING,
+    RECEIVE_SIZE,
+    Address,
+    Command,
+    Faults,
+    LateStores,
+    Reply,
+    Send,
+    new_reader,
+    pack,
+    remaining,
+    shut,
+    tune,
+)
+
+T = TypeVar("T")
+
+__all__ = ["BlockingDriver", "Pending"]
+
+# settle() of a socket's timeout is a system call; within this many seconds the one that is set will do.
+_SLACK = 0.002
+
+
+class _Connection:
+    """A socket, its parser and its id at the server."""
+
+    __slots__ = ("__weakref__", "_limit", "_reader", "client_id", "sock")
+
+    def __init__(self, address: Address, faults: Faults, deadline: float) -> None:
+        self.client_id = 0
+        self._limit = remaining(deadline)
+        self._reader = new_reader()
+        self.sock: socket.socket | ssl.SSLSocket = _open(address, deadline)
+        try:
+            self.sock.settimeout(self._limit)
+            hello = address.handshake()
+            self.send(pack(hello), deadline)
+            self.client_id = faults.handshake(self.receive(len(hello), deadline))
+        except BaseException:
+            self.sock.close()
+            raise
+
+    def _until(self, deadline: float) -> None:
+        left = remaining(deadline)
+        if left < self._limit - _SLACK or left > self._limit + _SLACK:
+            self.sock.settimeout(left)
+            self._limit = left
+
+    def send(self, data: bytes, deadline: float) -> None:
+        self._until(deadline)
+        self.sock.sendall(data)
+
+    def receive(self, count: int, deadline: float) -> list[Reply]:
+        replies: list[Reply] = []
+        reader = self._reader
+        while True:
+            while (reply := reader.gets()) is not NOTHING:
+                replies.append(reply)
+                if len(replies) == count:
+                    return replies
+            self._until(deadline)
+            data = self.sock.recv(RECEIVE_SIZE)
+            if not data:
+                raise EOFError
+            reader.feed(data)
+
+    def stale(self) -> bool:
+        """Whether the server closed the connection, or said something unasked, while nobody looked."""
+        try:
+            poll = select.poll()
+            poll.register(self.sock, select.POLLIN)
+            return bool(poll.poll(0))
+        except (OSError, ValueError):
+            return True
+
+    def __del__(self) -> None:
+        # The connection of a thread that has ended.
+        sock = getattr(self, "sock", None)
+        if sock is not None:
+            sock.close()
+
+
+def _open(address: Address, deadline: float) -> socket.socket | ssl.SSLSocket:
+    if address.unix_path:
+        sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        try:
+            sock.settimeout(remaining(deadline))
+            sock.connect(address.unix_path)
+        except BaseException:
+            sock.close()
+            raise
+        return sock
+    sock = socket.create_connection((address.host, address.port), timeout=remaining(deadline))
+    try:
+        tune(sock)
+        context = address.tls()
+        if context is not None:
+            sock.settimeout(remaining(deadline))
+            return context.wrap_socket(sock, server_hostname=address.host)
+        return sock
+    except BaseException:
+        sock.close()
+        raise
+
+
+class Pending:
+    """A batch that was sent and whose replies are not read yet."""
+
+    __slots__ = ("connection", "count", "killed", "store")
+
+    def __init__(self, connection: _Connection, count: int, killed: tuple[int, ...], store: bool) -> None:
+        self.connection = connection
+        self.count = count
+        self.killed = killed
+        self.store = store
+
+
+class BlockingDriver:
+    """Sends batches to one server and waits for their replies on the calling thread.
+
+    Every method raises `TierError`s only and, where the outcome is unknown, closes the connection first.
+    """
+
+    def __init__(self, address: Address, faults: Faults, late: LateStores) -> None:
+        self._address = address
+        self._faults = faults
+        self._late = late
+        self.after_fork()
+
+    def after_fork(self) -> None:
+        """Lets the parent's connections go: closing the descriptor here sends nothing and ends nothing there."""
+        for connection in list(getattr(self, "_all", ())):
+            connection.sock.close()
+        self._local = threading.local()
+        self._all: weakref.WeakSet[_Connection] = weakref.WeakSet()
+        self._lock = threading.Lock()
+
+    @property
+    def connections(self) -> int:
+        """How many connections are open."""
+        with self._lock:
+            return sum(1 for connection in self._all if connection.sock.fileno() >= 0)
+
+    @property
+    def ready(self) -> bool:
+        """Whether this thread holds an open connection."""
+        held = getattr(self._local, "connection", None)
+        return held is not None and held.sock.fileno() >= 0
+
+    def execute(
+        self, commands: Sequence[Command], deadline: float, *, repeatable: bool = False, store: bool = False
+    ) -> list[Reply]:
+        """Sends all commands in one piece and returns their replies in order.
+
+        Args:
+            commands: what to send.
+            deadline: on the monotonic clock, for everything together.
+            repeatable: reads and drops may be sent once more where a held connection turns out to be closed.
+            store: after an unknown outcome the connection is killed at the server before anything else is sent.
+        """
+        held = repeatable and self.ready
+        try:
+            return self.finish(self.start(commands, deadline, repeatable=repeatable, store=store), deadline)
+        except TierTimeout:
+            raise
+        except TierUnavailable:
+            if not held or self.ready:
+                raise  # a fresh connection failed, or the server refused: sending again would gain nothing
+        return self.finish(self.start(commands, deadline, repeatable=True, store=store), deadline)
+
+    def start(
+        self, commands: Sequence[Command], deadline: float, *, repeatable: bool = False, store: bool = False
+    ) -> Pending:
+        """The first half of `execute`: sends, so that several servers can work at once."""
+        return self._start(self._connection(deadline, check=not repeatable), commands, deadline, store)
+
+    def finish(self, pending: Pending, deadline: float) -> list[Reply]:
+        """The second half of `execute`: waits for the replies."""
+        connection, killed = pending.connection, pending.killed
+        try:
+            replies = connection.receive(pending.count, deadline)
+        except (
+            BaseException
+        ) as error:  # KeyboardInterrupt too: a reply left unread would answer the next command
+            raise self._broken(connection, error, pending.store) from error
+        if killed:
+            self._late.settle(killed, replies[: len(killed)])
+            return replies[len(killed) :]
+        return replies
+
+    async def hold(self, deadline: float, work: Callable[[Send], Awaitable[T]], *, store: bool = False) -> T:
+        """Runs ``work`` with a sender that stays on one connection, which nobody else uses meanwhile (WATCH)."""
+        connection = self._connection(deadline, check=True)
+
+        async def send(commands: Sequence[Command]) -> list[Reply]:
+            return self.finish(self._start(connection, commands, deadline, store), deadline)
+
+        try:
+            return await work(send)
+        except BaseException:
+            shut(connection.sock)  # keys may still be watched
+            raise
+
+    def close(self) -> None:
+        """Closes the connections of all threads; one that waits for a reply sees its connection broken."""
+        with self._lock:
+            connections = list(self._all)
+            self._all.clear()
+        for connection in connections:
+            shut(connection.sock)
+
+    def _connection(self, deadline: float, *, check: bool) -> _Connection:
+        held: _Connection | None = getattr(self._local, "connection", None)
+        if held is not None and held.sock.fileno() >= 0:
+            if not (check and held.stale()):
+                return held
+            shut(held.sock)
+        try:
+            fresh = _Connection(self._address, self._faults, deadline)
+        except (OSError, EOFError, ValueError, TierError, hiredis.HiredisError) as error:
+            raise self._faults.of(error) from error
+        with self._lock:
+            self._all.add(fresh)
+        self._local.connection = fresh
+        return fresh
+
+    def _start(
+        self, connection: _Connection, commands: Sequence[Command], deadline: float, store: bool
+    ) -> Pending:
+        killed = self._late.ids
+        if killed:
+            commands = [*self._late.commands(killed), *commands]
+        data = pack(commands)
+        try:
+            connection.send(data, deadline)
+        except BaseException as error:  # a command cut in two makes the connection useless, whatever cut it
+            raise self._broken(connection, error, store) from error
+        return Pending(connection, len(commands), killed, store)
+
+    def _broken(self, connection: _Connection, error: BaseException, store: bool) -> BaseException:
+        if store:
+            self._late.add(connection.client_id)
+        shut(connection.sock)
+        if isinstance(error, (OSError, EOFError, ValueError, hiredis.HiredisError)):
+            return self._faults.of(error)
+        return error

@@ -1,0 +1,66 @@
+"""Swaps of large slots, by WATCH / GETRANGE / MULTI SET EXEC on a held connection.
+
+Lua would copy the payload several times while the whole server waits. EXEC is refused where the key changed since
+WATCH, so a swap that lands late is as harmless as a script's.
+"""
+
+from __future__ import annotations
+
+from ..runtime.base import Runtime
+from .base import Swap, Swapped
+from .redis_driver import Command, Reply, ReplyError, Send
+from .redis_scripts import compares_whole, life_argument, read_slot
+from .redis_server import Server
+
+__all__ = ["swap_large"]
+
+
+async def swap_large(
+    server: Server, rt: Runtime, key: bytes, swap: Swap, now: int, deadline: float
+) -> Swapped:
+    """Carries out one swap. Raises `ReplyError` where the server refuses one of the commands."""
+
+    async def work(send: Send) -> Swapped:
+        want = swap.expected.header if swap.expected is not None else b""
+        whole = compares_whole(swap.expected)
+        commands: list[Command] = [("WATCH", key), ("GETRANGE", key, 0, max(0, len(want) - 1))]
+        if whole:
+            commands.append(("STRLEN", key))
+        replies = await send(commands)
+        check(replies[0])
+        have = (
+            b""
+            if isinstance(replies[1], ReplyError) and replies[1].code == "WRONGTYPE"
+            else check(replies[1])
+        )
+        if have == want and (not whole or replies[2] == len(want)):
+            replies = await send([("MULTI",), _change(key, swap, now), ("EXEC",)])
+            if isinstance(replies[-1], list):
+                check(replies[-1][0])
+                return Swapped(True)
+            if replies[-1] is not None:
+                check(replies[1])
+                check(replies[-1])
+        replies = await send([("UNWATCH",), ("GET", key)])
+        standing = replies[1]
+        if isinstance(standing, ReplyError) and standing.code == "WRONGTYPE":
+            return Swapped(False)
+        return Swapped(False, read_slot(check(standing)))
+
+    return await server.hold(rt, deadline, work)
+
+
+def _change(key: bytes, swap: Swap, now: int) -> Command:
+    new = swap.new
+    if new is None:
+        return ("DEL", key)
+    life = life_argument(new, now)
+    value = new.header + new.payload
+    return ("SET", key, value, "PX", life) if life else ("SET", key, value)
+
+
+def check(reply: Reply) -> Reply:
+    """The reply, unless it is an error, which is raised."""
+    if isinstance(reply, ReplyError):
+        raise reply
+    return reply
