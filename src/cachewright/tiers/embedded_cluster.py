@@ -32,6 +32,8 @@ NODE_OPTIONS = {
     "cluster-allow-replica-migration": "no",
     # A replica that is still waiting for its first copy is never elected.
     "repl-diskless-sync-delay": "0",
+    # CLUSTER SLOTS names a replica only once it has received something: by default the first ping, after ten seconds.
+    "repl-ping-replica-period": "1",
 }
 
 
