@@ -11,7 +11,7 @@ import time
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import hypothesis
 import psutil
@@ -145,7 +145,14 @@ def postgres_server() -> Iterator[PostgresServer]:
 
 def _factory(make: Callable[..., Server]) -> Iterator[Callable[..., Server]]:
     with ExitStack() as stack:
-        yield lambda *args, **kwargs: stack.enter_context(make(*args, **kwargs))
+
+        def started(*args: Any, **kwargs: Any) -> Server:
+            server = make(*args, **kwargs)
+            stack.callback(server.close)
+            server.start()
+            return server
+
+        yield started
 
 
 @pytest.fixture

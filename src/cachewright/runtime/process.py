@@ -309,8 +309,12 @@ class ServerProcess:
         self._process = None
 
     def pause(self) -> None:
-        """Hang the server by SIGSTOP: its sockets stay open and nobody answers."""
-        self._signal(signal.SIGSTOP)
+        """Hang the server by SIGSTOP: its sockets stay open and nobody answers. Returns when it stands still."""
+        pid = self._signal(signal.SIGSTOP)
+        if hasattr(os, "waitid"):
+            # The signal alone is no promise: a thread of the server may still answer for a moment. WNOWAIT leaves the
+            # news in place, for a second call and for Popen.
+            os.waitid(os.P_PID, pid, os.WSTOPPED | os.WEXITED | os.WNOWAIT)
 
     def resume(self) -> None:
         """Let a paused server go on."""
@@ -321,10 +325,11 @@ class ServerProcess:
         self.stop()
         self.start()
 
-    def _signal(self, what: signal.Signals) -> None:
+    def _signal(self, what: signal.Signals) -> int:
         if self._process is None or not self.running:
             raise TierUnavailable(self.name, f"is not running, so it cannot be sent {what.name}")
         self._process.send_signal(what)
+        return self._process.pid
 
     def disown(self) -> None:
         """In a forked child: the server is the parent's, so never signal it, wait for it or warn about it."""
