@@ -1,6 +1,6 @@
 """Hit ratios of our eviction policies on recorded traces, beside LRU and the optimum.
 
-    python benchmarks/hit_ratio.py [--json] [--room 0.02 0.2] [TRACE ...]
+    python benchmarks/hit_ratio.py [--json] [--room 0.02 0.2] [--requests N] [TRACE ...]
 
 A trace is ``*.gz`` (one integer a line; lines with ``*`` are skipped) or ``*.xz`` (big-endian 32-bit integers).
 Room is a share of the trace's distinct keys.
@@ -128,6 +128,7 @@ def main() -> None:
         "--room", nargs="+", type=float, default=[0.02, 0.2], help="share of the distinct keys"
     )
     parser.add_argument("--policy", nargs="+", choices=POLICIES, default=list(POLICIES))
+    parser.add_argument("--requests", type=int, help="only the first so many of each trace")
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
     traces = options.traces or sorted(
@@ -137,7 +138,7 @@ def main() -> None:
         raise SystemExit("no trace given and none in ../shared/traces; see --help")
     rows = []
     for path in traces:
-        trace = read_trace(path)
+        trace = read_trace(path)[: options.requests]
         distinct = len(set(trace))
         for policy in options.policy:
             for share in options.room:

