@@ -1,0 +1,36 @@
+"""How long a failed record waits: tenacity's exponential wait with jitter."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from tenacity.wait import wait_base
+
+__all__ = ["Backoff"]
+
+
+class Backoff:
+    """Seconds before the next try. tenacity is imported at the first failure, not before.
+
+    Args:
+        first: pause after the first failure; doubled each time, and up to as much again at random.
+        longest: the longest pause.
+    """
+
+    def __init__(self, first: float, longest: float) -> None:
+        self._first, self._longest = first, longest
+        self._wait: wait_base | None = None
+
+    def __call__(self, attempt: int) -> float:
+        """The pause after that many failures (1 or more)."""
+        import tenacity
+
+        if self._wait is None:
+            self._wait = tenacity.wait_exponential(self._first, self._longest) + tenacity.wait_random(
+                0, self._first
+            )
+        # only the attempt's number is looked at
+        state = tenacity.RetryCallState(tenacity.Retrying(), None, (), {})
+        state.attempt_number = attempt
+        return min(self._longest, float(self._wait(state)))

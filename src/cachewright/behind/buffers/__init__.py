@@ -1,0 +1,95 @@
+"""Buffers by URL, and where the default one lies."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from urllib.parse import parse_qsl, quote, unquote
+
+from ...errors import ConfigurationError
+from ...spelling import did_you_mean
+from .base import Buffer
+
+__all__ = ["default_buffer_url", "open_buffer"]
+
+_SYNCHRONOUS = ("full", "normal")
+
+
+def default_buffer_url(namespace: str, name: str) -> str:
+    """Where a repository's buffer lies when nothing is said.
+
+    ``CACHEWRIGHT_BUFFER`` if it is set (several repositories may share one file), else
+    ``$XDG_STATE_HOME/cachewright/<namespace>/<name>.db``.
+    """
+    given = os.environ.get("CACHEWRIGHT_BUFFER")
+    if given:
+        return given
+    state = os.environ.get("XDG_STATE_HOME") or str(Path.home() / ".local" / "state")
+    # quoted: a namespace "../x" or "a/b" must neither leave the folder nor meet another one's file
+    path = Path(state) / "cachewright" / _file_name(namespace) / f"{_file_name(name)}.db"
+    return f"sqlite:///{quote(str(path))}"
+
+
+def _file_name(text: str) -> str:
+    name = quote(text, safe=" ")
+    return name.replace(".", "%2E") if set(name) == {"."} else name
+
+
+def open_buffer(
+    url: str, scope: str, *, max_dirty: int = 100_000, max_dirty_bytes: int = 256 * 1024 * 1024
+) -> Buffer:
+    """The buffer of that URL; nothing is opened or made before its first use.
+
+    ``sqlite:///relative/path`` or ``sqlite:////absolute/path``, with ``?synchronous=full|normal`` (``full`` by default:
+    it survives power loss) and ``?busy=10`` (seconds to wait for another process).
+
+    Args:
+        url: see above.
+        scope: whose records, ``"namespace/repository"``.
+        max_dirty: most records of this scope.
+        max_dirty_bytes: most bytes of this scope.
+
+    Raises:
+        ConfigurationError: a scheme or parameter that is not there.
+    """
+    scheme, sep, rest = url.partition("://")
+    if not sep or scheme != "sqlite":
+        raise ConfigurationError(
+            f"buffer={url!r}: expected sqlite:///path (relative) or sqlite:////path (absolute)"
+            f"{did_you_mean(scheme, ['sqlite'])}"
+        )
+    place, _, query = rest.partition("?")
+    if not place.startswith("/") or not place.strip("/"):
+        raise ConfigurationError(
+            f"buffer={url!r}: sqlite needs three slashes and a path, sqlite:///buffer.db"
+        )
+    parameters = dict(parse_qsl(query, keep_blank_values=True))
+    synchronous = parameters.pop("synchronous", "full").lower()
+    if synchronous not in _SYNCHRONOUS:
+        raise ConfigurationError(f"buffer={url!r}: synchronous={synchronous!r}, expected full or normal")
+    busy = _number(url, parameters.pop("busy", "10"))
+    for name in parameters:
+        hint = did_you_mean(name, ["synchronous", "busy"])
+        raise ConfigurationError(f"buffer={url!r}: there is no parameter {name!r}{hint}")
+    from .sqlite import SQLiteBuffer
+
+    # a tier's URL is read the same way: what follows the third slash is the path
+    path = Path(unquote(place[1:])).expanduser()
+    return SQLiteBuffer(
+        path.absolute(),
+        scope,
+        max_dirty=max_dirty,
+        max_dirty_bytes=max_dirty_bytes,
+        synchronous=synchronous.upper(),
+        busy=busy,
+    )
+
+
+def _number(url: str, text: str) -> float:
+    try:
+        number = float(text)
+    except ValueError:
+        number = -1.0
+    if not 0 <= number < 86_400:
+        raise ConfigurationError(f"buffer={url!r}: busy={text!r}, expected seconds")
+    return number

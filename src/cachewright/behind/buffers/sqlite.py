@@ -1,0 +1,400 @@
+"""The buffer in a SQLite file: durable on one host, shared by its processes, and by several repositories.
+
+Durable means WAL with ``synchronous=FULL``: it survives the process and the power. See `base` for the rules.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import TypeVar
+
+from ...errors import BufferFull, NotDirtyError
+from ...runtime.base import Runtime
+from .base import Ack, Buffer, BufferStats, Failure, NewRecord, Record
+from .holder import is_dead, this_process
+from .sqlite_schema import (
+    COLUMNS,
+    HELD,
+    RETRY_NEWER,
+    TOMBSTONE,
+    UPSERT,
+    VALUE,
+    Scope,
+    as_record,
+    chunks,
+    marks,
+    shared_file,
+)
+
+T = TypeVar("T")
+
+__all__ = ["SQLiteBuffer"]
+
+
+class SQLiteBuffer(Buffer):
+    """One repository's part of a buffer file.
+
+    Args:
+        path: the file.
+        scope: whose records, ``"namespace/repository"``: repositories may share a file.
+        max_dirty: most records of this scope.
+        max_dirty_bytes: most bytes of this scope.
+        synchronous: ``"FULL"`` or ``"NORMAL"``. With NORMAL a power loss can take the last acknowledged writes.
+        busy: seconds to wait for another process's transaction.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        scope: str,
+        *,
+        max_dirty: int = 100_000,
+        max_dirty_bytes: int = 256 * 1024 * 1024,
+        synchronous: str = "FULL",
+        busy: float = 10.0,
+    ) -> None:
+        self.scope = scope
+        self.max_dirty, self.max_dirty_bytes = max_dirty, max_dirty_bytes
+        self._file = shared_file(path, synchronous, busy)
+        self.url = f"sqlite:///{self._file.path}"
+
+    @property
+    def exists(self) -> bool:
+        """Whether the file is there already; asking does not make it."""
+        return self._file.path.exists()
+
+    def close(self) -> None:
+        self._file.close()
+
+    # -- putting in ---------------------------------------------------------------------------------------------
+
+    async def append(
+        self, rt: Runtime, records: Sequence[NewRecord], *, delay: float = 0.0, overflow: bool = False
+    ) -> list[int]:
+        if not records:
+            return []
+        return await self._file.write(rt, partial(self._append, records, delay, overflow, rt.now))
+
+    def _append(
+        self,
+        records: Sequence[NewRecord],
+        delay: float,
+        overflow: bool,
+        clock: Callable[[], float],
+        db: sqlite3.Connection,
+    ) -> list[int]:
+        scope = self._scope(db)
+        now = clock()  # inside the transaction: the order of sequences is the order of commits
+        self._admit(db, scope, records, overflow)
+        sequences = []
+        for new in records:
+            sequence = scope.sequence(now)
+            db.execute(
+                UPSERT,
+                {
+                    "scope": scope.id, "key": new.key, "id": new.id, "payload": new.payload, "codec": new.codec,
+                    "state": TOMBSTONE if new.payload is None else VALUE, "flags": new.codec_flags,
+                    "sequence": sequence, "size": new.size, "now": now, "delay": delay, "newer": RETRY_NEWER,
+                },
+            )  # fmt: skip
+            sequences.append(sequence)
+        scope.keep(db)
+        return sequences
+
+    def _admit(
+        self, db: sqlite3.Connection, scope: Scope, records: Sequence[NewRecord], overflow: bool
+    ) -> None:
+        """Counts the records in, or refuses before anything has changed."""
+        fresh, added, more = 0, 0, 0
+        for new in records:
+            found = db.execute(
+                "SELECT state, size FROM record WHERE scope = ? AND key = ?", (scope.id, new.key)
+            ).fetchone()
+            fresh += found is None
+            added += found is None or found[0] == HELD
+            more += new.size - (found[1] if found else 0)
+        too_many = fresh > 0 and scope.records + added > self.max_dirty
+        too_large = more > 0 and scope.bytes + more > self.max_dirty_bytes and not (overflow and not fresh)
+        if too_many or too_large:
+            raise BufferFull(
+                f"the buffer {self._file.path} of {self.scope!r} is full: {scope.records} records of at most "
+                f"{self.max_dirty}, {scope.bytes} bytes of at most {self.max_dirty_bytes}, and {more} more to come; "
+                f"wait for the flusher, look at its dead letters, or raise max_dirty or max_dirty_bytes"
+            )
+        scope.records += added
+        scope.bytes += more
+
+    async def hold(self, rt: Runtime, key: str, token: bytes, life: float) -> int | None:
+        def work(db: sqlite3.Connection) -> int | None:
+            scope, now = self._scope(db), rt.now()
+            sequence = scope.sequence(now)
+            done = db.execute(
+                "INSERT INTO record(scope, key, id, state, codec, codec_flags, sequence, size, first_dirty, "
+                "not_before, token, deadline, claimed, holder) VALUES(?, ?, x'', 2, 0, 0, ?, 0, ?, ?, ?, ?, ?, ?) "
+                "ON CONFLICT DO NOTHING",
+                (scope.id, key, sequence, now, now, token, now + life, now, this_process()),
+            )
+            scope.keep(db)
+            return sequence if done.rowcount else None
+
+        return await self._file.write(rt, work)
+
+    # -- reading ------------------------------------------------------------------------------------------------
+
+    async def read(self, rt: Runtime, keys: Sequence[str]) -> dict[str, Record]:
+        def work(db: sqlite3.Connection) -> dict[str, Record]:
+            found: dict[str, Record] = {}
+            for some in chunks(keys):
+                rows = self._select(db, f"state < 2 AND key IN ({marks(some)})", *some)
+                found.update((row.key, row) for row in rows)
+            return found
+
+        return await self._file.read(rt, work)
+
+    async def next_due(self, rt: Runtime, *, hurry: bool = False) -> float | None:
+        def work(db: sqlite3.Connection) -> float | None:
+            here = "scope = (SELECT id FROM scope WHERE name = ?) AND dead = 0"
+            free = db.execute(
+                f"SELECT not_before FROM record WHERE {here} AND token IS NULL ORDER BY not_before LIMIT 1",
+                (self.scope,),
+            ).fetchone()
+            claimed = db.execute(
+                f"SELECT min(max(not_before, deadline)) FROM record WHERE {here} AND token IS NOT NULL",
+                (self.scope,),
+            ).fetchone()
+            times = [row[0] for row in (free, claimed) if row and row[0] is not None]
+            if hurry and times:
+                window = f"SELECT 1 FROM record WHERE {here} AND token IS NULL AND tries = 0 AND settling = 0 LIMIT 1"
+                times += [0.0] if db.execute(window, (self.scope,)).fetchone() else []
+            return min(times, default=None)
+
+        return await self._file.read(rt, work)
+
+    async def stats(self, rt: Runtime) -> BufferStats:
+        def work(db: sqlite3.Connection) -> BufferStats:
+            row = db.execute(
+                "SELECT coalesce(sum(NOT dead), 0), coalesce(sum(settling), 0), coalesce(sum(dead), 0), "
+                "coalesce(sum(size), 0), min(CASE WHEN dead THEN NULL ELSE first_dirty END) FROM record "
+                "WHERE scope = (SELECT id FROM scope WHERE name = ?) AND state < 2",
+                (self.scope,),
+            ).fetchone()
+            return BufferStats(*row)
+
+        return await self._file.read(rt, work)
+
+    async def records(self, rt: Runtime, limit: int = 1000, *, dead: bool = False) -> list[Record]:
+        return await self._file.read(
+            rt,
+            lambda db: self._select(
+                db, "state < 2 AND dead = ? ORDER BY first_dirty LIMIT ?", int(dead), limit
+            ),
+        )
+
+    # -- saving -------------------------------------------------------------------------------------------------
+
+    async def claim(
+        self,
+        rt: Runtime,
+        limit: int,
+        token: bytes,
+        life: float,
+        *,
+        keys: Sequence[str] | None = None,
+        hurry: bool = False,
+    ) -> list[Record]:
+        look = partial(self._due, rt, limit, keys, hurry)
+        # an idle flusher looks often: it must not take the file's write lock for nothing
+        if not await self._file.read(rt, look):
+            return []
+
+        def work(db: sqlite3.Connection) -> list[Record]:
+            due = look(db)
+            scope, now = self._scope(db), rt.now()
+            for record in due:
+                db.execute(
+                    "UPDATE record SET suspect = suspect OR token IS NOT NULL, "
+                    "settling = settling AND token IS NULL, tries = tries + (token IS NOT NULL), "
+                    "last_error = CASE WHEN token IS NULL THEN last_error ELSE ? END, "
+                    "token = ?, deadline = ?, claimed = ?, holder = ? WHERE scope = ? AND key = ?",
+                    (
+                        f"its flusher {record.holder} died or paused while saving it",
+                        token, now + life, now, this_process(), scope.id, record.key,
+                    ),
+                )  # fmt: skip
+            return self._select(db, "token = ? ORDER BY not_before", token)
+
+        return await self._file.write(rt, work)
+
+    def _due(
+        self, rt: Runtime, limit: int, keys: Sequence[str] | None, hurry: bool, db: sqlite3.Connection
+    ) -> list[Record]:
+        now = rt.now()
+        condition = "dead = 0 AND (not_before <= ?" + (" OR (tries = 0 AND settling = 0))" if hurry else ")")
+        values: list[object] = [now]
+        if keys is not None:
+            condition += f" AND key IN ({marks(keys)})"
+            values.extend(keys)
+        free = f"{condition} AND token IS NULL ORDER BY not_before LIMIT ?"
+        orphans = self._orphans(db, now, condition, values)
+        return orphans[:1] or self._select(db, free, *values, limit)
+
+    def _orphans(
+        self, db: sqlite3.Connection, now: float, condition: str, values: Sequence[object]
+    ) -> list[Record]:
+        """Due records whose claim has expired, or whose holder is a dead process of this host."""
+        holders = db.execute(
+            "SELECT DISTINCT holder FROM record WHERE token IS NOT NULL AND scope = "
+            "(SELECT id FROM scope WHERE name = ?)",
+            (self.scope,),
+        ).fetchall()
+        dead = [holder for (holder,) in holders if is_dead(holder)]
+        return self._select(
+            db,
+            f"{condition} AND token IS NOT NULL AND (deadline <= ? OR holder IN ({marks(dead)})) "
+            "ORDER BY not_before LIMIT 1",
+            *values, now, *dead,
+        )  # fmt: skip
+
+    async def renew(self, rt: Runtime, token: bytes, life: float) -> int:
+        def work(db: sqlite3.Connection) -> int:
+            return db.execute(
+                "UPDATE record SET deadline = ? WHERE scope = ? AND token = ?",
+                (rt.now() + life, self._scope(db).id, token),
+            ).rowcount
+
+        return await self._file.write(rt, work)
+
+    async def release(self, rt: Runtime, token: bytes) -> None:
+        def work(db: sqlite3.Connection) -> None:
+            mine = (self._scope(db).id, token)
+            db.execute("DELETE FROM record WHERE scope = ? AND token = ? AND state = 2 AND NOT suspect", mine)
+            db.execute("UPDATE record SET token = NULL, holder = NULL WHERE scope = ? AND token = ?", mine)
+
+        await self._file.write(rt, work)
+
+    async def acknowledge(self, rt: Runtime, token: bytes, acks: Sequence[Ack], *, settle: float) -> int:
+        def work(db: sqlite3.Connection) -> int:
+            scope, now = self._scope(db), rt.now()
+            return sum(self._acknowledge(db, scope, token, ack, now, settle) for ack in acks)
+
+        return await self._file.write(rt, work)
+
+    def _acknowledge(
+        self, db: sqlite3.Connection, scope: Scope, token: bytes, ack: Ack, now: float, settle: float
+    ) -> bool:
+        found = db.execute(
+            "SELECT sequence, suspect, state, size FROM record WHERE scope = ? AND key = ? AND token = ?",
+            (scope.id, ack.key, token),
+        ).fetchone()
+        if found is None:
+            return False  # the claim was taken over: its new holder saves the key again
+        sequence, suspect, state, size = found
+        suspect = bool(suspect or ack.unsure)
+        here = (scope.id, ack.key)
+        if sequence != ack.sequence:  # a newer state came: dirty since, at the earliest, this claim
+            db.execute(
+                "UPDATE record SET token = NULL, holder = NULL, suspect = ?, first_dirty = max(first_dirty, claimed) "
+                "WHERE scope = ? AND key = ?",
+                (suspect, *here),
+            )
+        elif suspect and settle > 0:
+            db.execute(
+                "UPDATE record SET token = NULL, holder = NULL, suspect = 0, settling = 1, tries = 0, not_before = ? "
+                "WHERE scope = ? AND key = ?",
+                (now + settle, *here),
+            )
+        else:
+            db.execute("DELETE FROM record WHERE scope = ? AND key = ?", here)
+            scope.records -= state != HELD
+            scope.bytes -= size
+            scope.keep(db)
+            return True
+        return False
+
+    async def fail(
+        self, rt: Runtime, token: bytes, failures: Sequence[Failure], *, settle: float
+    ) -> list[str]:
+        def work(db: sqlite3.Connection) -> list[str]:
+            scope, now = self._scope(db), rt.now()
+            return [failure.key for failure in failures if self._fail(db, scope, token, failure, now, settle)]
+
+        return await self._file.write(rt, work)
+
+    def _fail(
+        self, db: sqlite3.Connection, scope: Scope, token: bytes, failure: Failure, now: float, settle: float
+    ) -> bool:
+        here = "WHERE scope = ? AND key = ? AND token = ?"
+        mine = (scope.id, failure.key, token)
+        found = db.execute(
+            f"SELECT sequence, state, suspect, settling, not_before FROM record {here}", mine
+        ).fetchone()
+        if found is None:
+            return False  # the claim was taken over, and the key marked suspect by that
+        sequence, state, suspect, settling, not_before = found
+        suspect = bool(suspect or settling or (failure.unknown and settle > 0))
+        held, same = state == HELD, sequence == failure.sequence
+        if held and not suspect:
+            db.execute(f"DELETE FROM record {here}", mine)
+            return False
+        dead = same and failure.dead and not held
+        if held:
+            due = now + settle
+        elif same:
+            due = failure.not_before
+        else:
+            due = max(not_before, min(failure.not_before, now + RETRY_NEWER))
+        db.execute(
+            "UPDATE record SET token = NULL, holder = NULL, last_error = ?, suspect = ?, settling = 0, "
+            f"tries = CASE WHEN ? THEN tries + 1 ELSE 0 END, dead = ?, not_before = ? {here}",
+            (failure.error, suspect, same, dead, due, *mine),
+        )
+        return dead
+
+    # -- dead letters -------------------------------------------------------------------------------------------
+
+    async def replay(self, rt: Runtime, key: str) -> None:
+        def work(db: sqlite3.Connection) -> None:
+            done = db.execute(
+                "UPDATE record SET dead = 0, tries = 0, not_before = ?, first_dirty = ? "
+                "WHERE scope = ? AND key = ? AND dead = 1",
+                (rt.now(), rt.now(), self._scope(db).id, key),
+            )
+            if not done.rowcount:
+                raise NotDirtyError(f"no dead letter of the key {key!r} in {self.url} ({self.scope})")
+
+        await self._file.write(rt, work)
+
+    async def discard(self, rt: Runtime, key: str, *, dead_only: bool = True) -> Record:
+        def work(db: sqlite3.Connection) -> Record:
+            scope = self._scope(db)
+            kind = "dead letter" if dead_only else "record without a claim"
+            found = self._select(
+                db, "key = ? AND token IS NULL AND dead >= ? AND state < 2", key, int(dead_only)
+            )
+            if not found:
+                raise NotDirtyError(f"no {kind} of the key {key!r} in {self.url} ({self.scope})")
+            size = db.execute(
+                "SELECT size FROM record WHERE scope = ? AND key = ?", (scope.id, key)
+            ).fetchone()[0]
+            db.execute("DELETE FROM record WHERE scope = ? AND key = ?", (scope.id, key))
+            scope.records -= 1
+            scope.bytes -= size
+            scope.keep(db)
+            return found[0]
+
+        return await self._file.write(rt, work)
+
+    # -- pieces -------------------------------------------------------------------------------------------------
+
+    def _scope(self, db: sqlite3.Connection) -> Scope:
+        return Scope.of(db, self.scope)
+
+    def _select(self, db: sqlite3.Connection, condition: str, *values: object) -> list[Record]:
+        rows = db.execute(
+            f"SELECT {COLUMNS} FROM record WHERE scope = (SELECT id FROM scope WHERE name = ?) AND {condition}",
+            (self.scope, *values),
+        )
+        return [as_record(row) for row in rows]

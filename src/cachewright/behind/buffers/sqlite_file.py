@@ -1,0 +1,393 @@
+"""One SQLite file of one process: opened safely, written in shared transactions, sound across fork.
+
+*Group commit*: callers queue their work; who finds the file idle runs all that is queued in one transaction, on its own
+thread, so that a lone writer pays for one fsync and no thread switch. While that one waits for the disk, others queue
+up and go into the next transaction together, on the writer thread.
+
+*Fork*: SQLite keeps its locks per process in memory that fork copies, so a child that opens the same file would trust
+locks it does not have. All connections are closed before a fork and opened again after it, in both processes.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import sqlite3
+import stat
+import threading
+import time
+import weakref
+from collections import deque
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+from ...errors import BufferUnavailable, CacheError, ConfigurationError
+from ...runtime.base import Runtime, Waiter
+
+T = TypeVar("T")
+
+__all__ = ["SQLiteFile", "prepare_path"]
+
+log = logging.getLogger("cachewright")
+MAX_BATCH = 512
+MAX_IDLE_READERS = 8
+_LIVE: weakref.WeakSet[SQLiteFile] = weakref.WeakSet()
+_live_lock = threading.Lock()  # held across a fork
+
+
+def prepare_path(path: Path) -> None:
+    """Makes folder (0700) and file (0600), and refuses places where others could put their own file.
+
+    Raises:
+        ConfigurationError: a symbolic link, something that is not a file, or a folder or file that others may write.
+        BufferUnavailable: the file system refused.
+    """
+    try:
+        folder = path.parent
+        if not folder.exists():
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if folder.stat().st_mode & stat.S_IWOTH:
+            raise ConfigurationError(
+                f"the folder of the buffer {path} may be written by everyone: use one of your own (chmod o-w {folder})"
+            )
+        try:
+            os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600))
+            return
+        except FileExistsError:
+            found = path.lstat()
+        if not stat.S_ISREG(found.st_mode):
+            kind = "a symbolic link" if stat.S_ISLNK(found.st_mode) else "not a file"
+            raise ConfigurationError(
+                f"the buffer {path} is {kind}: give the path of a plain file, or of a new one"
+            )
+        if found.st_mode & stat.S_IWOTH:
+            raise ConfigurationError(f"the buffer {path} may be written by everyone: chmod 600 {path}")
+    except OSError as error:
+        raise BufferUnavailable(f"the buffer {path} cannot be made: {error}") from error
+
+
+class _Job:
+    """One caller's work and what became of it."""
+
+    __slots__ = ("bell", "ended", "error", "result", "work")
+
+    def __init__(self, work: Callable[[sqlite3.Connection], Any], bell: Waiter) -> None:
+        self.work, self.bell = work, bell
+        self.result: Any = None
+        self.error: BaseException | None = None
+        self.ended = False
+
+    def end(self, result: Any, error: BaseException | None) -> None:
+        self.result, self.error, self.ended = result, error, True
+        self.bell.set()
+
+
+class SQLiteFile:
+    """See the module's text.
+
+    Args:
+        path: of the file; made when first needed.
+        schema: SQL that makes the tables, run once on a new file.
+        version: of that schema; a file with another one is refused.
+        synchronous: ``"FULL"`` survives power loss; ``"NORMAL"`` survives a process kill only.
+        busy: seconds to wait for another process's transaction.
+    """
+
+    def __init__(self, path: Path, schema: str, version: int, *, synchronous: str, busy: float) -> None:
+        self.path = path
+        self._schema, self._version = schema, version
+        self.synchronous, self._busy = synchronous, busy
+        self.opened_before = False
+        self._reset()
+        with _live_lock:
+            _LIVE.add(self)
+
+    def _reset(self) -> None:
+        self._turn = threading.Lock()  # held by the one who writes
+        self._queue: deque[_Job] = deque()
+        self._writer: sqlite3.Connection | None = None
+        self._inode = (0, 0)
+        self._gate = threading.Condition()
+        self._readers: list[sqlite3.Connection] = []
+        self._generation = 0  # grows when connections in use must not be used again
+        self._reading = 0
+        self._closed_gate = False
+        self._wake = threading.Event()
+        self._thread: threading.Thread | None = None
+
+    # -- opening ------------------------------------------------------------------------------------------------
+
+    def _connect(self) -> sqlite3.Connection:
+        prepare_path(self.path)
+        connection: sqlite3.Connection | None = None
+        deadline = time.monotonic() + self._busy
+        while True:
+            try:
+                connection = sqlite3.connect(
+                    self.path,
+                    timeout=self._busy,
+                    isolation_level=None,
+                    check_same_thread=False,
+                    cached_statements=256,
+                )
+                self._set_up(connection)
+                break
+            except sqlite3.Error as error:
+                if connection is not None:
+                    connection.close()
+                # switching a new file to WAL answers "locked" at once when two processes do it together
+                if "locked" not in str(error) or time.monotonic() >= deadline:
+                    raise self._unavailable(error) from error
+                time.sleep(0.01)
+            except BaseException:
+                if connection is not None:
+                    connection.close()
+                raise
+        if not self.opened_before:
+            self.opened_before = True
+            log.info("write-behind buffer: %s", self.path)
+        return connection
+
+    def _set_up(self, connection: sqlite3.Connection) -> None:
+        connection.execute("PRAGMA journal_mode=WAL")
+        connection.execute(f"PRAGMA synchronous={self.synchronous}")
+        if self._version_of(connection):
+            return
+        connection.execute("BEGIN IMMEDIATE")
+        try:
+            if not self._version_of(connection):  # not made by another process in the meantime
+                for statement in self._schema.split(";\n"):
+                    connection.execute(statement)
+                connection.execute(f"PRAGMA user_version={self._version}")
+            connection.execute("COMMIT")
+        except BaseException:
+            if connection.in_transaction:
+                connection.execute("ROLLBACK")
+            raise
+
+    def _version_of(self, connection: sqlite3.Connection) -> bool:
+        version = connection.execute("PRAGMA user_version").fetchone()[0]
+        if version == self._version:
+            return True
+        if version or connection.execute("SELECT 1 FROM sqlite_master LIMIT 1").fetchone():
+            raise ConfigurationError(
+                f"{self.path} is not a write-behind buffer of this version "
+                f"(it says {version}, this is {self._version}): give another path"
+            )
+        return False
+
+    def _unavailable(self, error: BaseException) -> BufferUnavailable:
+        return BufferUnavailable(f"the buffer {self.path} failed, nothing was accepted: {error}")
+
+    # -- writing ------------------------------------------------------------------------------------------------
+
+    async def write(self, rt: Runtime, work: Callable[[sqlite3.Connection], T]) -> T:
+        """Runs ``work`` in a durable transaction, which it may share with others.
+
+        ``work`` may raise a `CacheError` before it has changed anything: that is its caller's alone.
+        """
+        job = _Job(work, rt.waiter())
+        self._queue.append(job)
+        if rt.name != "threads":
+            self._call_writer()  # nothing of ours may block an event loop
+        elif self._turn.acquire(blocking=False):
+            try:
+                self._commit_queued()
+            finally:
+                self._turn.release()
+            if self._queue:
+                self._call_writer()
+        # else: whoever holds the turn looks at the queue after giving it back
+        while not job.ended:
+            # a fork may have taken the writer thread away: look again now and then
+            if not await rt.wait(job.bell, 1.0) and not job.ended:
+                self._call_writer()
+        if job.error is not None:
+            raise job.error
+        result: T = job.result
+        return result
+
+    def _call_writer(self) -> None:
+        if self._thread is None or not self._thread.is_alive():
+            with self._gate:
+                if self._thread is None or not self._thread.is_alive():
+                    self._thread = threading.Thread(
+                        target=self._write_on, args=(self._wake,), name="cachewright-buffer", daemon=True
+                    )
+                    self._thread.start()
+        self._wake.set()
+
+    def _write_on(self, wake: threading.Event) -> None:
+        while True:
+            wake.wait()
+            wake.clear()
+            while self._queue:
+                with self._turn:
+                    self._commit_queued()
+
+    def _commit_queued(self) -> None:
+        batch: list[_Job] = []
+        while self._queue and len(batch) < MAX_BATCH:
+            batch.append(self._queue.popleft())
+        if not batch:
+            return
+        try:
+            if not self._commit(batch) and len(batch) > 1:
+                for job in batch:  # each alone, so that one that cannot be stored fails only itself
+                    self._commit([job])
+        finally:
+            for job in batch:
+                if (
+                    not job.ended
+                ):  # an interrupt hit this thread: say so rather than let the others wait for ever
+                    job.end(None, BufferUnavailable(f"the buffer {self.path}: interrupted, outcome unknown"))
+
+    def _commit(self, batch: list[_Job]) -> bool:
+        outcomes: list[tuple[Any, BaseException | None]] = []
+        try:
+            connection = self._open_writer()
+            connection.execute("BEGIN IMMEDIATE")
+            for job in batch:
+                try:
+                    outcomes.append((job.work(connection), None))
+                except CacheError as error:
+                    outcomes.append((None, error))
+            connection.execute("COMMIT")
+        except BaseException as error:
+            self._abandon(error)
+            if len(batch) == 1:
+                ours = isinstance(error, CacheError) or not isinstance(error, sqlite3.Error | OSError)
+                batch[0].end(None, error if ours else self._unavailable(error))
+            if not isinstance(error, Exception):
+                raise
+            return False
+        for job, (result, failed) in zip(batch, outcomes, strict=True):
+            job.end(result, failed)
+        return True
+
+    def _open_writer(self) -> sqlite3.Connection:
+        if self._writer is not None:
+            try:
+                found = os.stat(self.path)
+                if (found.st_dev, found.st_ino) == self._inode:
+                    return self._writer
+            except FileNotFoundError:
+                pass
+            # what is written to a deleted file is gone with the process, however well it is synced
+            log.error(
+                "the write-behind buffer %s was deleted or replaced while in use: making it anew", self.path
+            )
+            self._close_connections()
+        self._writer = self._connect()
+        found = os.stat(self.path)
+        self._inode = (found.st_dev, found.st_ino)
+        return self._writer
+
+    def _abandon(self, error: BaseException) -> None:
+        connection = self._writer
+        if connection is None:
+            return
+        try:
+            if connection.in_transaction:
+                connection.execute("ROLLBACK")
+            if isinstance(error, sqlite3.OperationalError) and "locked" in str(error):
+                return
+        except sqlite3.Error as second:
+            log.warning("the buffer %s could not be rolled back, closing it: %s", self.path, second)
+        # after a disk error nothing of this connection can be trusted
+        self._writer = None
+        connection.close()
+
+    # -- reading ------------------------------------------------------------------------------------------------
+
+    async def read(self, rt: Runtime, work: Callable[[sqlite3.Connection], T]) -> T:
+        """Runs ``work`` on a connection of its own; sees all that was committed, waits for no writer."""
+        return await rt.offload(self._read, work)
+
+    def _read(self, work: Callable[[sqlite3.Connection], T]) -> T:
+        with self._gate:
+            while self._closed_gate:
+                self._gate.wait()
+            self._reading += 1
+            connection = self._readers.pop() if self._readers else None
+            generation = self._generation
+        try:
+            if connection is None:
+                connection = self._connect()
+            return work(connection)
+        except sqlite3.Error as error:
+            if connection is not None:
+                connection.close()
+                connection = None
+            raise self._unavailable(error) from error
+        finally:
+            with self._gate:
+                self._reading -= 1
+                keep = generation == self._generation and len(self._readers) < MAX_IDLE_READERS
+                if connection is not None and keep:
+                    self._readers.append(connection)
+                elif connection is not None:
+                    connection.close()
+                self._gate.notify_all()
+
+    # -- ending and forking -------------------------------------------------------------------------------------
+
+    def close(self) -> None:
+        """Closes all connections; the next operation opens them again."""
+        self._hold_still()
+        self._let_go()
+
+    def _hold_still(self) -> None:
+        self._turn.acquire()
+        with self._gate:
+            self._closed_gate = True
+            self._gate.wait_for(lambda: self._reading == 0)
+        self._close_connections()
+
+    def _let_go(self) -> None:
+        with self._gate:
+            self._closed_gate = False
+            self._gate.notify_all()
+        self._turn.release()
+        if self._queue:
+            self._call_writer()
+
+    def _close_connections(self) -> None:
+        with self._gate:
+            readers, self._readers = self._readers, []
+            self._generation += 1
+        for connection in readers:
+            connection.close()
+        if self._writer is not None:
+            self._writer.close()
+            self._writer = None
+
+
+_still: list[SQLiteFile] = []
+
+
+def _before_fork() -> None:
+    _live_lock.acquire()
+    _still.extend(_LIVE)
+    for file in _still:
+        file._hold_still()
+
+
+def _after_fork_in_parent() -> None:
+    for file in _still:
+        file._let_go()
+    _still.clear()
+    _live_lock.release()
+
+
+def _after_fork_in_child() -> None:
+    for file in _still:
+        file._reset()
+    _still.clear()
+    _live_lock.release()
+
+
+os.register_at_fork(
+    before=_before_fork, after_in_parent=_after_fork_in_parent, after_in_child=_after_fork_in_child
+)

@@ -1,0 +1,134 @@
+"""What a buffer file looks like inside: tables, the one statement that takes a new state, and rows as records."""
+
+from __future__ import annotations
+
+import sqlite3
+import threading
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from .base import Record, State
+from .sqlite_file import SQLiteFile
+
+__all__ = [
+    "COLUMNS",
+    "HELD",
+    "RETRY_NEWER",
+    "TOMBSTONE",
+    "UPSERT",
+    "VALUE",
+    "Scope",
+    "as_record",
+    "chunks",
+    "marks",
+    "shared_file",
+]
+
+VERSION = 1
+# last: the highest sequence ever given; it outlives the records, or a key deleted and written again would start over.
+# records, bytes: of this scope, so that the bounds cost no scan. Times are wall-clock seconds.
+SCHEMA = """
+CREATE TABLE scope(
+  id INTEGER PRIMARY KEY, name TEXT NOT NULL UNIQUE, last INTEGER NOT NULL DEFAULT 0,
+  records INTEGER NOT NULL DEFAULT 0, bytes INTEGER NOT NULL DEFAULT 0);
+CREATE TABLE record(
+  scope INTEGER NOT NULL, key TEXT NOT NULL, id BLOB NOT NULL, state INTEGER NOT NULL, payload BLOB,
+  codec INTEGER NOT NULL, codec_flags INTEGER NOT NULL, sequence INTEGER NOT NULL, size INTEGER NOT NULL,
+  first_dirty REAL NOT NULL, tries INTEGER NOT NULL DEFAULT 0, last_error TEXT, not_before REAL NOT NULL,
+  token BLOB, deadline REAL NOT NULL DEFAULT 0, claimed REAL NOT NULL DEFAULT 0, holder TEXT,
+  suspect INTEGER NOT NULL DEFAULT 0, settling INTEGER NOT NULL DEFAULT 0, dead INTEGER NOT NULL DEFAULT 0,
+  PRIMARY KEY(scope, key));
+CREATE INDEX due ON record(scope, dead, not_before);
+CREATE INDEX claims ON record(scope, token, holder, deadline) WHERE token IS NOT NULL"""
+
+STATES: tuple[State, ...] = ("value", "tombstone", "held")
+VALUE, TOMBSTONE, HELD = 0, 1, 2
+COLUMNS = (
+    "key, id, state, payload, codec, codec_flags, sequence, first_dirty, tries, last_error, not_before, "
+    "token, deadline, holder, suspect, settling, dead"
+)
+# A newer state waits at most this long behind the back-off of the one that it replaces: it may well be the mended one,
+# and a key that is written all the time must not hammer an origin that is down.
+RETRY_NEWER = 1.0
+
+UPSERT = """
+INSERT INTO record(scope, key, id, state, payload, codec, codec_flags, sequence, size, first_dirty, not_before)
+VALUES(:scope, :key, :id, :state, :payload, :codec, :flags, :sequence, :size, :now, :now + :delay)
+ON CONFLICT(scope, key) DO UPDATE SET
+  id = excluded.id, state = excluded.state, payload = excluded.payload, codec = excluded.codec,
+  codec_flags = excluded.codec_flags, sequence = excluded.sequence, size = excluded.size,
+  first_dirty = CASE WHEN dead OR state = 2 THEN :now ELSE first_dirty END,
+  not_before = CASE
+    WHEN dead OR state = 2 OR token IS NOT NULL THEN :now + :delay
+    WHEN tries > 0 THEN min(not_before, :now + max(:delay, :newer))
+    ELSE min(not_before, :now + :delay) END,
+  suspect = suspect OR settling, settling = 0, tries = 0, dead = 0,
+  last_error = CASE WHEN dead THEN NULL ELSE last_error END
+"""
+
+
+def as_record(row: Sequence[Any]) -> Record:
+    """One row of `COLUMNS`, which stand in the order of the record's fields."""
+    fields: list[Any] = list(row)
+    fields[2] = STATES[row[2]]
+    fields[14:] = map(bool, row[14:])
+    return Record(*fields)
+
+
+@dataclass(slots=True)
+class Scope:
+    """Whose records; what is counted of them."""
+
+    id: int
+    last: int
+    records: int
+    bytes: int
+
+    @classmethod
+    def of(cls, db: sqlite3.Connection, name: str) -> Scope:
+        """As it stands; made at its first use."""
+        ask = "SELECT id, last, records, bytes FROM scope WHERE name = ?"
+        row = db.execute(ask, (name,)).fetchone()
+        if row is None:
+            db.execute("INSERT INTO scope(name) VALUES(?)", (name,))
+            row = db.execute(ask, (name,)).fetchone()
+        return cls(*row)
+
+    def keep(self, db: sqlite3.Connection) -> None:
+        """Writes it back, in the transaction that read it."""
+        db.execute(
+            "UPDATE scope SET last = ?, records = ?, bytes = ? WHERE id = ?",
+            (self.last, self.records, self.bytes, self.id),
+        )
+
+    def sequence(self, now: float) -> int:
+        """The next one: a clock that goes back must not bring old numbers back."""
+        self.last = max(self.last + 1, int(now * 1_000_000))
+        return self.last
+
+
+def marks(values: Sequence[object]) -> str:
+    """As many question marks."""
+    return ", ".join("?" * len(values))
+
+
+def chunks(keys: Sequence[str], size: int = 500) -> Iterable[Sequence[str]]:
+    """Few enough for one statement's variables."""
+    for start in range(0, len(keys), size):
+        yield keys[start : start + size]
+
+
+_files: dict[Path, SQLiteFile] = {}
+_files_lock = threading.Lock()
+
+
+def shared_file(path: Path, synchronous: str, busy: float) -> SQLiteFile:
+    """One `SQLiteFile` per path and process, so that repositories on one file share its transactions."""
+    full = path.parent.resolve() / path.name  # the file itself is never followed if it is a link
+    with _files_lock:
+        file = _files.get(full)
+        if file is None:
+            file = _files[full] = SQLiteFile(full, SCHEMA, VERSION, synchronous=synchronous, busy=busy)
+        return file

@@ -1,0 +1,333 @@
+"""The flusher: claims due records, saves them in batches, acknowledges what was saved, backs off from what was not.
+
+One round is `Flusher.step`, written once for threads and asyncio. In the background it runs on a daemon thread, or as a
+task where the savers are async. Celery tasks and separate workers drive the same `step`.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from ..errors import ConfigurationError, FlushTimeout
+from ..events import BackgroundFailed, Hub
+from ..runtime.base import Job, Runtime, Waiter, drive
+from ..runtime.threads import THREADS
+from . import registry
+from .buffers.base import Buffer, BufferStats, NewRecord
+from .intake import Intake
+from .rounds import AfterSave, Rounds
+from .saving import Savers
+from .types import BehindOptions
+
+__all__ = ["Flusher", "FlusherStats", "Where"]
+
+Where = Literal["background", "none", "worker", "celery"]
+_LONGEST_PAUSE = 10.0  # between rounds while the buffer itself fails
+
+
+@dataclass(frozen=True, slots=True)
+class FlusherStats:
+    """What stands in the buffer, and what this process did since it started.
+
+    Attributes:
+        buffer: counts of the buffer.
+        lag: age of the oldest dirty key in seconds; 0 when nothing is dirty.
+        saved: records saved, settling repeats included.
+        failed: failed saves.
+        dead_letters: records given up.
+    """
+
+    buffer: BufferStats
+    lag: float
+    saved: int
+    failed: int
+    dead_letters: int
+
+
+class Flusher:
+    """One repository's flusher in this process.
+
+    Args:
+        buffer: the records.
+        savers: how one record is saved.
+        namespace: the cache's.
+        repository: its name.
+        after_save: drops the saved keys' slots in all tiers: a `put` that died between the buffer and its own drop is
+            healed here.
+        options: see `BehindOptions`.
+        events: where failures are told.
+        where: ``"background"``: in this process by itself; ``"none"``: only by `flush` and `step`; ``"worker"``,
+            ``"celery"``: in other processes, this one only waits.
+        notify: told the keys of every accepted write (Celery hints); must neither block nor raise.
+    """
+
+    def __init__(
+        self,
+        buffer: Buffer,
+        savers: Savers,
+        *,
+        namespace: str,
+        repository: str,
+        after_save: AfterSave,
+        options: BehindOptions,
+        events: Hub,
+        where: Where = "background",
+        notify: Callable[[Sequence[str]], None] | None = None,
+    ) -> None:
+        self.buffer, self.savers = buffer, savers
+        self.namespace, self.repository = namespace, repository
+        self.options, self.events, self.where = options, events, where
+        self._notify = notify
+        self._rounds = Rounds(buffer, savers, repository, after_save, options, events)
+        self._intake = Intake(buffer, options)
+        self._reset()
+        registry.register(self)
+
+    def _reset(self) -> None:
+        """What a forked child must have anew: locks that others may have held, waiters of threads that are gone."""
+        self._pid = os.getpid()
+        self._lock = threading.Lock()
+        self._bell: Waiter | None = None
+        self._watchers: set[Waiter] = set()
+        self._flushing = 0
+        self._stopping = False
+        self._job: Job | None = None
+        self._rounds.renew_lock()
+
+    def _own_process(self) -> None:
+        if self._pid != os.getpid():
+            self._reset()
+
+    # -- taking writes ------------------------------------------------------------------------------------------
+
+    async def accept(self, rt: Runtime, records: Sequence[NewRecord]) -> list[int]:
+        """Takes writes; when it returns they are durable in the buffer, or saved (``on_full="through"``).
+
+        Drop the keys' slots after it, and only then return to the caller.
+
+        Returns:
+            The sequence of each.
+
+        Raises:
+            BufferFull: as ``on_full`` says.
+            BufferUnavailable: nothing was accepted.
+        """
+        self.check_face(rt)
+        self.start(rt)
+        sequences = await self._intake.append(rt, records, self._room, self._rounds.through)
+        self.ring()
+        if self._notify is not None:
+            self._notify([record.key for record in records])
+        return sequences
+
+    async def _room(self, rt: Runtime, timeout: float) -> None:
+        """Waits for a round to end, here or (by polling) elsewhere."""
+        self.ring()
+        await self._watch(rt, min(timeout, 0.25))
+
+    async def step(self, rt: Runtime, *, keys: Sequence[str] | None = None, hurry: bool = False) -> int:
+        """Claims, saves and acknowledges one batch.
+
+        Args:
+            rt: the runtime to save under.
+            keys: only these.
+            hurry: do not wait for the coalescing window.
+
+        Returns:
+            How many records it dealt with; 0 when none was due.
+        """
+        self.check_face(rt)
+        self._own_process()
+        done = await self._rounds.run(rt, keys, hurry)
+        if done:
+            self._tell_watchers()
+        return done
+
+    # -- in the background --------------------------------------------------------------------------------------
+
+    def start(self, rt: Runtime) -> None:
+        """Has the background work running, where it belongs to this process; harmless when it runs."""
+        self._own_process()
+        if self.where != "background" or (self._job is not None and not self._job.done()):
+            return
+        if self.savers.is_async and rt.name != "asyncio":
+            return  # the first awaiting call starts it
+        with self._lock:
+            if self._job is not None and not self._job.done():
+                return
+            self._stopping = False
+            name = f"flusher of {self.repository}"
+            if self.savers.is_async:
+                self._job = rt.spawn(lambda: self._run(rt), name)
+            else:
+                self._job = _Thread(lambda: drive(self._run(THREADS)), f"cachewright {name}")
+
+    def resume(self) -> bool:
+        """At a repository's creation: starts the flusher if records of an earlier process are there."""
+        if self.where != "background" or not self.buffer.exists:
+            return False
+        if drive(self.buffer.next_due(THREADS)) is None:
+            return False
+        self.start(THREADS)
+        return True
+
+    def ring(self) -> None:
+        """Wakes the background work of this process."""
+        bell = self._bell
+        if bell is not None:
+            bell.set()
+
+    async def _run(self, rt: Runtime) -> None:
+        failures = 0
+        while not self._stopping:
+            self._bell = bell = rt.waiter()  # before the look: what is appended after it rings
+            hurry = self._flushing > 0
+            try:
+                if await self.step(rt, hurry=hurry):
+                    continue
+                due = await self.buffer.next_due(rt, hurry=hurry)
+                pause = self.options.poll
+                if due is not None:
+                    pause = min(pause, max(0.001, due - rt.now()))
+                failures = 0
+            except Exception as error:
+                failures += 1
+                self.events.emit(BackgroundFailed(f"flusher of {self.repository}", error))
+                pause = min(_LONGEST_PAUSE, self.options.poll * 2**failures) * (0.5 + rt.random() / 2)
+            if not self._stopping:
+                await rt.wait(bell, pause)
+
+    # -- flushing and closing -----------------------------------------------------------------------------------
+
+    async def flush(self, rt: Runtime, timeout: float | None = None) -> None:
+        """Returns when nothing is dirty (settling records are dirty; dead letters are not).
+
+        The coalescing window is not waited for, back-offs are. With ``where="none"`` it saves by itself, and the
+        deadline is looked at between batches.
+
+        Raises:
+            FlushTimeout: dirty keys remained, or records became dead letters meanwhile; it names them.
+        """
+        if not self.buffer.exists:
+            return
+        self.check_face(rt)
+        self.start(rt)
+        deadline = None if timeout is None else rt.monotonic() + timeout
+        dead = {record.key for record in await self.buffer.records(rt, dead=True)}
+        with self._lock:
+            self._flushing += 1
+        try:
+            while (due := await self.buffer.next_due(rt, hurry=True)) is not None:
+                left = 0.05 if deadline is None else deadline - rt.monotonic()
+                if left <= 0:
+                    raise await self._too_late(rt, timeout)
+                if self.where == "none" and await self.step(rt, hurry=True):
+                    continue
+                self.ring()
+                await self._watch(rt, min(left, 0.05, max(0.002, due - rt.now())))
+        finally:
+            with self._lock:
+                self._flushing -= 1
+        died = [r for r in await self.buffer.records(rt, dead=True) if r.key not in dead]
+        if died:
+            raise FlushTimeout(
+                f"{self.repository}: {len(died)} record(s) were given up and are dead letters now, the first: "
+                f"{died[0].key!r} ({died[0].last_error})",
+                [record.key for record in died],
+            )
+
+    async def _too_late(self, rt: Runtime, timeout: float | None) -> FlushTimeout:
+        dirty = await self.buffer.records(rt)
+        errors = [f"{r.key!r}: {r.last_error}" for r in dirty if r.last_error]
+        last = f"; last error of {errors[0]}" if errors else ""
+        stats = await self.buffer.stats(rt)
+        return FlushTimeout(
+            f"{self.repository}: {stats.dirty} key(s) still dirty after {timeout} s{last}; "
+            f"they stay in {self.buffer.url} and are saved by the next process that opens it",
+            [record.key for record in dirty],
+        )
+
+    async def close(self, rt: Runtime, timeout: float | None = 10.0) -> None:
+        """Saves what is dirty within ``timeout``, where that is this process's work, and stops.
+
+        Raises:
+            FlushTimeout: dirty keys remained; they stay in the buffer.
+        """
+        self._own_process()
+        running = self._job is not None and not self._job.done()
+        try:
+            if self.where in ("background", "none") and self.buffer.exists:
+                if self.savers.is_async and rt.name != "asyncio" and not running:
+                    if await self.buffer.next_due(rt) is not None:
+                        raise await self._too_late(rt, 0)
+                else:
+                    await self.flush(rt, timeout)
+        finally:
+            await self._stop(rt)
+
+    async def _stop(self, rt: Runtime) -> None:
+        self._stopping = True
+        self.ring()
+        job, self._job = self._job, None
+        deadline = rt.monotonic() + 1.0
+        while job is not None and not job.done():
+            if rt.monotonic() > deadline:
+                job.cancel()  # a saver that hangs is left behind: its claim ends, and the key is saved again
+                break
+            await rt.sleep(0.01)
+        await rt.offload(self.buffer.close)
+
+    # -- small things -------------------------------------------------------------------------------------------
+
+    def check_face(self, rt: Runtime) -> None:
+        """Async savers cannot run under the blocking face.
+
+        Raises:
+            ConfigurationError: they would have to.
+        """
+        if self.savers.is_async and rt.name == "threads":
+            raise ConfigurationError(
+                f"the savers of {self.repository!r} are async: await aput, adelete, aflush and aclose, "
+                f"or give plain functions"
+            )
+
+    async def stats(self, rt: Runtime) -> FlusherStats:
+        """Depth, age and counters."""
+        found = await self.buffer.stats(rt) if self.buffer.exists else BufferStats()
+        lag = 0.0 if found.oldest is None else max(0.0, rt.now() - found.oldest)
+        return FlusherStats(found, lag, self._rounds.saved, self._rounds.failed, self._rounds.dead)
+
+    async def _watch(self, rt: Runtime, timeout: float) -> None:
+        waiter = rt.waiter()
+        with self._lock:
+            self._watchers.add(waiter)
+        try:
+            await rt.wait(waiter, timeout)
+        finally:
+            with self._lock:
+                self._watchers.discard(waiter)
+
+    def _tell_watchers(self) -> None:
+        with self._lock:
+            watchers = list(self._watchers)
+        for waiter in watchers:
+            waiter.set()
+
+
+class _Thread:
+    """A daemon thread as a `Job`: it may live as long as the process, so it takes no place in a pool."""
+
+    def __init__(self, work: Callable[[], None], name: str) -> None:
+        self._thread = threading.Thread(target=work, name=name, daemon=True)
+        self._thread.start()
+
+    def cancel(self) -> None:
+        """Nothing can stop a thread; the flusher's flag does."""
+
+    def done(self) -> bool:
+        """Whether it has ended."""
+        return not self._thread.is_alive()

@@ -1,0 +1,147 @@
+"""One round of a flusher: claim, save, drop, acknowledge or fail. And the same for one record saved through."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Awaitable, Callable, Sequence
+
+from ..events import BackgroundFailed, DeadLetter, Hub, SaveFailed
+from ..runtime.base import Job, Runtime
+from .backoff import Backoff
+from .buffers.base import Ack, Buffer, Failure, Record
+from .saving import Outcome, Savers
+from .types import BehindOptions
+
+__all__ = ["AfterSave", "Rounds"]
+
+AfterSave = Callable[[Runtime, Sequence[str]], Awaitable[None]]
+
+
+class Rounds:
+    """What a round needs, and what all rounds of this process did. See `flusher.Flusher` for the arguments."""
+
+    def __init__(
+        self,
+        buffer: Buffer,
+        savers: Savers,
+        repository: str,
+        after_save: AfterSave,
+        options: BehindOptions,
+        events: Hub,
+    ) -> None:
+        self.buffer, self.savers, self.repository = buffer, savers, repository
+        self.options, self.events, self._after_save = options, events, after_save
+        self._backoff = Backoff(options.backoff, options.backoff_max)
+        self.saved = self.failed = self.dead = 0
+        self.renew_lock()
+
+    def renew_lock(self) -> None:
+        """In a forked child: another thread of the parent may have held the old one."""
+        self._lock = threading.Lock()
+
+    async def run(self, rt: Runtime, keys: Sequence[str] | None, hurry: bool) -> int:
+        """One batch; how many records it dealt with."""
+        token = rt.new_id()
+        options = self.options
+        records = await self.buffer.claim(
+            rt, options.batch_size, token, options.claim, keys=keys, hurry=hurry
+        )
+        if not records:
+            return 0
+        heart = self._keep_claim(rt, token)
+        try:
+            outcomes, spent = await self._save(rt, records)
+            await self._conclude(rt, token, outcomes, spent)
+        finally:
+            heart.cancel()
+        return len(records)
+
+    async def _save(self, rt: Runtime, records: Sequence[Record]) -> tuple[list[Outcome], list[Record]]:
+        """Outcomes, and the records whose flushers died with them so often that they are not tried again."""
+        spent, rest, outcomes = [], [], []
+        for record in records:
+            if record.state == "held":
+                outcomes.append(Outcome(record))  # its writer is gone; only its slot is to be dropped
+            else:
+                (spent if record.tries >= self.options.max_attempts else rest).append(record)
+        if rest:
+            outcomes += await self.savers.save(rt, rest)
+        saved = [outcome.record.key for outcome in outcomes if outcome.error is None]
+        try:
+            if saved:
+                await self._after_save(rt, saved)
+        except Exception as error:
+            # an old entry may stand: the record stays until a drop has worked
+            self.events.emit(BackgroundFailed(f"drop after save of {self.repository}", error))
+            outcomes = [o if o.error else Outcome(o.record, error, o.unknown, saved=True) for o in outcomes]
+        return outcomes, spent
+
+    async def _conclude(
+        self,
+        rt: Runtime,
+        token: bytes,
+        outcomes: Sequence[Outcome],
+        spent: Sequence[Record],
+        *,
+        patient: bool = True,
+    ) -> None:
+        settle = 0.0 if self.options.ordered_saver else self.options.settle
+        acks = [Ack(o.record.key, o.record.sequence, o.unknown) for o in outcomes if o.error is None]
+        if acks:
+            await self.buffer.acknowledge(rt, token, acks, settle=settle)
+        failed = {o.record.key: o for o in outcomes if o.error is not None}
+        failures = [self._failure(rt, outcome) for outcome in failed.values()]
+        failures += [
+            Failure(r.key, r.sequence, r.last_error or "", rt.now(), dead=True, unknown=True) for r in spent
+        ]
+        dead = set(await self.buffer.fail(rt, token, failures, settle=settle)) if failures else set()
+        with self._lock:
+            self.saved += len(acks)
+            self.failed += len(failures)
+            self.dead += len(dead)
+        if not patient:
+            return
+        tries = {record.key: record.tries for record in spent}
+        for failure in failures:
+            outcome = failed.get(failure.key)
+            attempt = outcome.record.tries + 1 if outcome else tries[failure.key]
+            if failure.key in dead:
+                self.events.emit(DeadLetter(self.repository, failure.key, failure.error, attempt))
+            elif outcome is not None and outcome.error is not None:
+                pause = max(0.0, failure.not_before - rt.now())
+                self.events.emit(SaveFailed(self.repository, failure.key, outcome.error, attempt, pause))
+
+    def _failure(self, rt: Runtime, outcome: Outcome) -> Failure:
+        record, error = outcome.record, outcome.error
+        attempt = record.tries + 1
+        return Failure(
+            record.key,
+            record.sequence,
+            f"{type(error).__name__}: {error}"[:2000],
+            rt.now() + self._backoff(attempt),
+            dead=attempt >= self.options.max_attempts and not outcome.saved,
+            unknown=outcome.unknown,
+        )
+
+    def _keep_claim(self, rt: Runtime, token: bytes) -> Job:
+        async def renew() -> bool:
+            try:
+                return await self.buffer.renew(rt, token, self.options.claim) > 0
+            except Exception as error:
+                self.events.emit(BackgroundFailed(f"renewing a claim of {self.repository}", error))
+                return True
+
+        return rt.every(self.options.claim / 3, renew, f"claim of {self.repository}")
+
+    async def through(self, rt: Runtime, record: Record, token: bytes) -> None:
+        """Saves a held record on its caller's time; the saver's error is the caller's."""
+        heart = self._keep_claim(rt, token)
+        try:
+            (outcome,) = await self.savers.save(rt, [record])
+            if outcome.error is None:
+                await self._after_save(rt, [record.key])
+            await self._conclude(rt, token, [outcome], [], patient=False)
+        finally:
+            heart.cancel()
+        if outcome.error is not None:
+            raise outcome.error

@@ -1,0 +1,165 @@
+"""The user's savers, called the way they want to be called, and what became of each record.
+
+A failure is *known* where the origin is certainly unchanged: the saver raised `NotSaved`, or one of ``not_saved``.
+Every other failure is *unknown*: the save may still land, also after a later one.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from ..errors import ConfigurationError, NotSaved
+from ..options import MISSING
+from ..runtime.base import Runtime
+from ..runtime.threads import is_async
+from .buffers.base import Record
+from .types import Write
+
+__all__ = ["Outcome", "Savers", "takes_write"]
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What became of one record.
+
+    Attributes:
+        record: which.
+        error: why it was not saved; None: it was.
+        unknown: this or an earlier try of the round may still land.
+        saved: with an error: it was saved all the same, what failed came after that.
+    """
+
+    record: Record
+    error: Exception | None = None
+    unknown: bool = False
+    saved: bool = False
+
+
+def takes_write(function: Callable[..., Any]) -> bool:
+    """Whether a saver has a parameter named ``write``."""
+    try:
+        parameters = inspect.signature(function).parameters
+    except (TypeError, ValueError):  # a builtin without a signature
+        return False
+    return "write" in parameters and parameters["write"].kind is not inspect.Parameter.POSITIONAL_ONLY
+
+
+class Savers:
+    """``save(id, value)``, ``delete(id)``, ``save_many(writes)``, ``delete_many(writes)``; at least one that saves.
+
+    The ones for many get a list of `Write` and may return a mapping from id to an exception for those that failed;
+    anything else they return means that all were saved.
+
+    Args:
+        save: for one value.
+        save_many: for many values.
+        delete: for one delete.
+        delete_many: for many deletes.
+        decode: a record's value.
+        decode_id: a record's id.
+        not_saved: exceptions by which these savers say that the origin is unchanged.
+    """
+
+    def __init__(
+        self,
+        *,
+        save: Callable[..., Any] | None = None,
+        save_many: Callable[..., Any] | None = None,
+        delete: Callable[..., Any] | None = None,
+        delete_many: Callable[..., Any] | None = None,
+        decode: Callable[[Record], Any],
+        decode_id: Callable[[bytes], Any],
+        not_saved: Sequence[type[Exception]] = (),
+    ) -> None:
+        self._save, self._save_many = save, save_many
+        self._delete, self._delete_many = delete, delete_many
+        self._decode, self._decode_id = decode, decode_id
+        self._not_saved: tuple[type[Exception], ...] = (NotSaved, *not_saved)
+        self._given = [f for f in (save, save_many, delete, delete_many) if f is not None]
+        self._with_write = {f for f in (save, delete) if f is not None and takes_write(f)}
+
+    @property
+    def is_async(self) -> bool:
+        """Whether they need an event loop."""
+        return any(is_async(function) for function in self._given)
+
+    @property
+    def can_delete(self) -> bool:
+        """Whether a delete can be saved."""
+        return self._delete is not None or self._delete_many is not None
+
+    def is_unknown(self, error: BaseException) -> bool:
+        """Whether a save that raised this may have changed the origin all the same."""
+        return not isinstance(error, self._not_saved)
+
+    def write_of(self, record: Record) -> Write:
+        """A record as its saver sees it."""
+        value = MISSING if record.state == "tombstone" else self._decode(record)
+        return Write(self._decode_id(record.id), value, record.sequence, record.tries + 1)
+
+    async def save_one(self, rt: Runtime, write: Write) -> None:
+        """Saves one write; the saver's own error comes through. Write-through uses it too."""
+        many, one = self._pick(write.value is MISSING)
+        if one is not None:
+            extra = {"write": write} if one in self._with_write else {}
+            values = (write.id,) if write.value is MISSING else (write.id, write.value)
+            await rt.call(one, *values, **extra)
+            return
+        if many is not None:
+            for error in _failures(await rt.call(many, [write])).values():
+                raise error
+
+    async def save(self, rt: Runtime, records: Sequence[Record]) -> list[Outcome]:
+        """Saves all; one outcome each, in no particular order. Never raises what a saver raised."""
+        outcomes: list[Outcome] = []
+        groups: dict[bool, list[tuple[Record, Write]]] = {False: [], True: []}
+        for record in records:
+            try:
+                groups[record.state == "tombstone"].append((record, self.write_of(record)))
+            except Exception as error:  # what cannot be decoded was sent to nobody
+                outcomes.append(Outcome(record, error))
+        for deletes, group in groups.items():
+            if group:
+                outcomes += await self._save_group(rt, group, deletes)
+        return outcomes
+
+    async def _save_group(
+        self, rt: Runtime, group: list[tuple[Record, Write]], deletes: bool
+    ) -> list[Outcome]:
+        many, _ = self._pick(deletes)
+        if many is None or len(group) == 1:
+            return [await self._try_one(rt, record, write) for record, write in group]
+        try:
+            failed = _failures(await rt.call(many, [write for _, write in group]))
+        except Exception as error:
+            # one poison record must delay only itself: all again, singly, for each may or may not have been saved
+            unsure = self.is_unknown(error)
+            return [await self._try_one(rt, record, write, unsure) for record, write in group]
+        outcomes = []
+        for record, write in group:
+            said = failed.get(write.id) if failed else None
+            outcomes.append(Outcome(record, said, said is not None and self.is_unknown(said)))
+        return outcomes
+
+    async def _try_one(self, rt: Runtime, record: Record, write: Write, unsure: bool = False) -> Outcome:
+        try:
+            await self.save_one(rt, write)
+        except Exception as error:
+            return Outcome(record, error, unsure or self.is_unknown(error))
+        return Outcome(record, None, unsure)
+
+    def _pick(self, deletes: bool) -> tuple[Callable[..., Any] | None, Callable[..., Any] | None]:
+        many, one = (self._delete_many, self._delete) if deletes else (self._save_many, self._save)
+        if many is None and one is None:
+            what = "delete= or delete_many=" if deletes else "save= or save_many="
+            raise ConfigurationError(f"this repository was made without {what}")
+        return many, one
+
+
+def _failures(result: object) -> dict[Any, Exception]:
+    if not isinstance(result, Mapping):
+        return {}
+    return {id: error for id, error in result.items() if isinstance(error, Exception)}
