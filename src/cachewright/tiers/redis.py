@@ -11,13 +11,13 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ..core.slot import Slot
-from ..keys import physical_key
-from ..runtime.base import Runtime
-from .base import Generation, Swap, Swapped, Tier
-from .redis_driver import Address, Command, Reply, ReplyError
-from .redis_large import swap_large
-from .redis_scripts import (
+from cachewright.core.slot import Slot
+from cachewright.keys import physical_key
+from cachewright.runtime.base import Runtime
+from cachewright.tiers.base import Generation, Swap, Swapped, Tier
+from cachewright.tiers.redis_driver import Address, Command, Reply, ReplyError
+from cachewright.tiers.redis_large import swap_large
+from cachewright.tiers.redis_scripts import (
     drop_call,
     generation_call,
     is_large,
@@ -29,7 +29,7 @@ from .redis_scripts import (
     swap_call,
     with_source,
 )
-from .redis_server import Server
+from cachewright.tiers.redis_server import Server
 
 __all__ = ["RedisTier"]
 

@@ -17,7 +17,7 @@ from typing import Any, Final, TypeVar
 
 import msgspec
 
-from ..errors import MissingExtraError, TierError, TierProtocolError, TierTimeout, TierUnavailable
+from cachewright.errors import MissingExtraError, TierError, TierProtocolError, TierTimeout, TierUnavailable
 
 try:
     import hiredis

@@ -12,8 +12,8 @@ from typing import TypeVar
 
 import hiredis
 
-from ..errors import TierError, TierTimeout, TierUnavailable
-from .redis_driver import (
+from cachewright.errors import TierError, TierTimeout, TierUnavailable
+from cachewright.tiers.redis_driver import (
     NOTHING,
     RECEIVE_SIZE,
     Address,

@@ -6,11 +6,11 @@ WATCH, so a swap that lands late is as harmless as a script's.
 
 from __future__ import annotations
 
-from ..runtime.base import Runtime
-from .base import Swap, Swapped
-from .redis_driver import Command, Reply, ReplyError, Send
-from .redis_scripts import compares_whole, life_argument, read_slot
-from .redis_server import Server
+from cachewright.runtime.base import Runtime
+from cachewright.tiers.base import Swap, Swapped
+from cachewright.tiers.redis_driver import Command, Reply, ReplyError, Send
+from cachewright.tiers.redis_scripts import compares_whole, life_argument, read_slot
+from cachewright.tiers.redis_server import Server
 
 __all__ = ["swap_large"]
 

@@ -14,10 +14,10 @@ import hashlib
 from collections.abc import Sequence
 from typing import Any, Final
 
-from ..core.slot import Slot, life_of, parse
-from ..keys import physical_key
-from .base import Generation, Swap, Swapped
-from .redis_driver import Command, Reply, ReplyError
+from cachewright.core.slot import Slot, life_of, parse
+from cachewright.keys import physical_key
+from cachewright.tiers.base import Generation, Swap, Swapped
+from cachewright.tiers.redis_driver import Command, Reply, ReplyError
 
 __all__ = [
     "LARGE",

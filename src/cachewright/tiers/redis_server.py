@@ -5,12 +5,21 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Sequence
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
-from ..runtime.base import Runtime
-from .redis_driver import Address, Command, Faults, LateStores, Reply, ReplyError, Send, raise_reply
-from .redis_driver_threads import BlockingDriver
+from cachewright.runtime.base import Runtime
+from cachewright.tiers.redis_driver import (
+    Address,
+    Command,
+    Faults,
+    LateStores,
+    Reply,
+    ReplyError,
+    Send,
+    raise_reply,
+)
+from cachewright.tiers.redis_driver_threads import BlockingDriver
 
 if TYPE_CHECKING:
-    from .redis_driver_aio import AioDriver
+    from cachewright.tiers.redis_driver_aio import AioDriver
 
 T = TypeVar("T")
 
@@ -34,7 +43,7 @@ class Server:
     def aio(self) -> AioDriver:
         """The asyncio driver, made when an event loop first asks for it."""
         if self._aio is None:
-            from .redis_driver_aio import AioDriver
+            from cachewright.tiers.redis_driver_aio import AioDriver
 
             self._aio = AioDriver(self.address, self.faults, self.late)
         return self._aio
