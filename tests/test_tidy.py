@@ -104,7 +104,7 @@ def test_imports_only_go_down(module: str):
 
 
 def test_there_are_no_import_circles():
-    graph = {module: {target for _, target in imports(module)} - {module} for module in MODULES}
+    graph = {module: {target for _, target in imports(module)} & MODULES.keys() - {module} for module in MODULES}
     done: set[str] = set()
 
     def visit(module: str, way: tuple[str, ...]) -> None:
