@@ -25,6 +25,7 @@ from cachewright.tiers.redis_scripts import (
     read_generation,
     read_slot,
     read_swapped,
+    scan_pattern,
     store_call,
     swap_call,
     with_source,
@@ -225,8 +226,3 @@ class RedisTier(Tier):
     def describe(self) -> dict[str, Any]:
         """Address and open connections."""
         return self._server.describe()
-
-
-def scan_pattern(prefix: str) -> str:
-    """A SCAN pattern for all keys that begin with ``prefix``, whatever glob characters it holds."""
-    return "".join(f"\\{char}" if char in "*?[]^-\\" else char for char in prefix) + "*"

@@ -67,7 +67,7 @@ class _Tls:
 
     def decrypt(self, data: bytes) -> bytes:
         self._in.write(data)
-        parts = []
+        parts: list[bytes] = []
         while True:
             try:
                 part = self._tls.read(RECEIVE_SIZE)

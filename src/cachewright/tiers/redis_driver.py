@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import contextlib
 import socket
-import ssl
+import ssl as ssl_module
 import threading
 import time
 from collections.abc import Awaitable, Callable, Iterable, Sequence
-from typing import Any, Final, TypeVar
+from typing import Any, Final, NoReturn
 
 import msgspec
 
@@ -24,7 +24,6 @@ try:
 except ImportError as error:  # pragma: no cover - depends on the installation
     raise MissingExtraError("a Redis tier", "redis") from error
 
-T = TypeVar("T")
 Command = tuple[Any, ...]
 Reply = Any
 """bytes, int, None, a list of replies, or a `ReplyError` (returned, not raised, so that one bad reply of a batch
@@ -68,7 +67,7 @@ _UNAVAILABLE: Final = frozenset(
 )  # fmt: skip
 
 
-def raise_reply(tier: str, reply: ReplyError) -> None:
+def raise_reply(tier: str, reply: ReplyError) -> NoReturn:
     """Raises what an error reply means to the core."""
     message = str(reply)
     if reply.code in _UNAVAILABLE or "max number of clients" in message:
@@ -98,7 +97,7 @@ class Address(msgspec.Struct, frozen=True, kw_only=True):
     username: str | None = None
     password: str | None = None
     unix_path: str | None = None
-    ssl: bool | ssl.SSLContext = False
+    ssl: bool | ssl_module.SSLContext = False
 
     @property
     def label(self) -> str:
@@ -120,11 +119,11 @@ class Address(msgspec.Struct, frozen=True, kw_only=True):
         commands.append(("CLIENT", "ID"))
         return commands
 
-    def tls(self) -> ssl.SSLContext | None:
+    def tls(self) -> ssl_module.SSLContext | None:
         """The TLS context to use, or None for a plain connection."""
-        if isinstance(self.ssl, ssl.SSLContext):
+        if isinstance(self.ssl, ssl_module.SSLContext):
             return self.ssl
-        return ssl.create_default_context() if self.ssl else None
+        return ssl_module.create_default_context() if self.ssl else None
 
 
 class Faults:

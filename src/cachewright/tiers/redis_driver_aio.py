@@ -15,13 +15,13 @@ import time
 from collections.abc import Awaitable, Callable, Sequence
 from typing import TypeVar
 
-from cachewright.errors import TierTimeout, TierUnavailable
+from cachewright.errors import TierError, TierTimeout, TierUnavailable
 from cachewright.tiers.redis_aio_connection import Connection
 from cachewright.tiers.redis_driver import Address, Command, Faults, LateStores, Reply, Send, pack, remaining
 
 T = TypeVar("T")
 
-__all__ = ["AioDriver"]
+__all__ = ["AioDriver", "execute_all"]
 
 
 class _Place:
@@ -150,6 +150,29 @@ class AioDriver:
         for place in places:
             for connection in place.connections():
                 connection.let_go()
+
+
+async def execute_all(
+    work: Sequence[tuple[AioDriver, Sequence[Command]]],
+    deadline: float,
+    *,
+    repeatable: bool = False,
+    store: bool = False,
+) -> list[list[Reply] | TierError]:
+    """Executes a batch on each of several servers at once; a failure stands in the place of its replies."""
+    outcomes = await asyncio.gather(
+        *(
+            driver.execute(commands, deadline, repeatable=repeatable, store=store)
+            for driver, commands in work
+        ),
+        return_exceptions=True,
+    )
+    found: list[list[Reply] | TierError] = []
+    for outcome in outcomes:
+        if isinstance(outcome, BaseException) and not isinstance(outcome, TierError):
+            raise outcome
+        found.append(outcome)
+    return found
 
 
 async def _to_the_end(future: asyncio.Future[list[Reply]]) -> list[Reply]:

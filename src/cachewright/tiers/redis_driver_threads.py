@@ -40,10 +40,12 @@ _SLACK = 0.002
 class _Connection:
     """A socket, its parser and its id at the server."""
 
-    __slots__ = ("__weakref__", "_limit", "_reader", "client_id", "sock")
+    __slots__ = ("__weakref__", "_limit", "_reader", "busy", "client_id", "sock")
 
     def __init__(self, address: Address, faults: Faults, deadline: float) -> None:
         self.client_id = 0
+        self.busy = False
+        """Sent, and replies not read: true between calls only where a signal's exception came in between."""
         self._limit = remaining(deadline)
         self._reader = new_reader()
         self.sock: socket.socket | ssl.SSLSocket = _open(address, deadline)
@@ -64,6 +66,7 @@ class _Connection:
 
     def send(self, data: bytes, deadline: float) -> None:
         self._until(deadline)
+        self.busy = True
         self.sock.sendall(data)
 
     def receive(self, count: int, deadline: float) -> list[Reply]:
@@ -73,6 +76,7 @@ class _Connection:
             while (reply := reader.gets()) is not NOTHING:
                 replies.append(reply)
                 if len(replies) == count:
+                    self.busy = False
                     return replies
             self._until(deadline)
             data = self.sock.recv(RECEIVE_SIZE)
@@ -112,7 +116,8 @@ def _open(address: Address, deadline: float) -> socket.socket | ssl.SSLSocket:
         context = address.tls()
         if context is not None:
             sock.settimeout(remaining(deadline))
-            return context.wrap_socket(sock, server_hostname=address.host)
+            secured: ssl.SSLSocket = context.wrap_socket(sock, server_hostname=address.host)
+            return secured
         return sock
     except BaseException:
         sock.close()
@@ -228,8 +233,12 @@ class BlockingDriver:
     def _connection(self, deadline: float, *, check: bool) -> _Connection:
         held: _Connection | None = getattr(self._local, "connection", None)
         if held is not None and held.sock.fileno() >= 0:
-            if not (check and held.stale()):
+            if not held.busy and not (check and held.stale()):
                 return held
+            if (
+                held.busy
+            ):  # its unread reply would answer the next command; what it was, nobody knows any more
+                self._late.add(held.client_id)
             shut(held.sock)
         try:
             fresh = _Connection(self._address, self._faults, deadline)

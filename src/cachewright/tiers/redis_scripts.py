@@ -32,6 +32,7 @@ __all__ = [
     "read_generation",
     "read_slot",
     "read_swapped",
+    "scan_pattern",
     "store_call",
     "swap_call",
     "with_source",
@@ -226,3 +227,8 @@ def read_generation(reply: Reply) -> Generation | None:
     if not isinstance(reply, bytes) or len(reply) != 16:
         return None
     return Generation(reply[:8], int.from_bytes(reply[8:], "big"))
+
+
+def scan_pattern(prefix: str) -> str:
+    """A SCAN pattern for all keys that begin with ``prefix``, whatever glob characters it holds."""
+    return "".join(f"\\{char}" if char in "*?[]^-\\" else char for char in prefix) + "*"
