@@ -8,12 +8,13 @@ import inspect
 import logging
 import os
 import random
+import threading
 from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any, Literal, TypeVar
 
-from .base import Clock
-from .threads import SYSTEM_CLOCK, is_async
-from .workers import BACKGROUND
+from cachewright.runtime.base import Clock
+from cachewright.runtime.threads import SYSTEM_CLOCK, is_async
+from cachewright.runtime.workers import BACKGROUND
 
 T = TypeVar("T")
 
@@ -96,6 +97,11 @@ class AioRuntime:
     @staticmethod
     def new_id() -> bytes:
         return os.urandom(8)
+
+    @staticmethod
+    def whoami() -> tuple[int | None, Callable[[], bool]]:
+        # A loop that stopped with its tasks unfinished may never go on; if it does, the lease judges what it stores.
+        return threading.get_ident(), asyncio.get_running_loop().is_running
 
     async def sleep(self, seconds: float) -> None:
         await asyncio.sleep(seconds)

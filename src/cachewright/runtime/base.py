@@ -63,6 +63,9 @@ class Runtime(Protocol):
     def new_id(self) -> bytes:
         """8 random bytes: a nonce, token or generation that nobody had before."""
 
+    def whoami(self) -> tuple[int | None, Callable[[], bool]]:
+        """Who leads a flight here: the thread of its event loop (None under threads), and whether it can still end it."""
+
     async def sleep(self, seconds: float) -> None:
         """Pauses this caller."""
 

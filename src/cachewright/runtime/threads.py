@@ -12,9 +12,9 @@ import time
 from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any, Literal, TypeVar
 
-from ..errors import ConfigurationError
-from .base import Clock, drive
-from .workers import BACKGROUND, TIMER
+from cachewright.errors import ConfigurationError
+from cachewright.runtime.base import Clock, drive
+from cachewright.runtime.workers import BACKGROUND, TIMER
 
 T = TypeVar("T")
 
@@ -71,6 +71,10 @@ class ThreadRuntime:
     @staticmethod
     def new_id() -> bytes:
         return os.urandom(8)
+
+    @staticmethod
+    def whoami() -> tuple[int | None, Callable[[], bool]]:
+        return None, threading.current_thread().is_alive
 
     async def sleep(self, seconds: float) -> None:
         time.sleep(seconds)  # noqa: ASYNC251  blocking is this runtime's meaning

@@ -1,0 +1,272 @@
+"""Loading many keys: one round trip a tier, one loader call for all that is missing, a lease for each.
+
+Keys that somebody else is loading, in this process or another, and keys under a write take the way of a single load
+afterwards, each for itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from cachewright.core.flight import ABSENT, Flight, LoadContext, Outcome, Phase
+from cachewright.core.leading import Plan
+from cachewright.core.lease import Held, abandon_all, commit_all
+from cachewright.core.levels import Below, look_below, place_leases
+from cachewright.core.load import get_or_load
+from cachewright.core.loader import run_loader
+from cachewright.core.read import fresh_entries
+from cachewright.core.slot import StoredEntry
+from cachewright.core.state import State
+from cachewright.errors import ConfigurationError, TierUnavailable
+from cachewright.events import LeaseLost, LoadFailed
+from cachewright.options import MISSING, Entry, Options
+from cachewright.runtime.base import Runtime
+from cachewright.tiers.memory import Ticket
+
+__all__ = ["get_or_load_many"]
+
+LoaderMany = Callable[[list[str]], Any]
+
+
+async def get_or_load_many(
+    state: State,
+    rt: Runtime,
+    keys: Sequence[str],
+    loader: LoaderMany,
+    options: Options,
+    tags: tuple[str, ...],
+) -> dict[str, Any]:
+    """The values of these keys; those that the loader left out are left out.
+
+    Raises:
+        Exception: what the loader raised as a whole, or the first exception that it gave as a key's value, after the
+            other keys were stored.
+    """
+    batch = _Batch(state, rt, loader, options, tags)
+    keys = list(dict.fromkeys(keys))
+    await batch.read(keys)
+    try:
+        await batch.lead([key for key in keys if key not in batch.values])
+    finally:
+        batch.hand_on()
+    for key in [key for key in keys if key not in batch.values and key not in batch.done]:
+        value = await get_or_load(state, rt, batch.single(key))
+        if value is not ABSENT:
+            batch.values[key] = value
+    if batch.errors:
+        raise next(iter(batch.errors.values()))
+    return {key: batch.values[key] for key in keys if key in batch.values}
+
+
+class _Batch:
+    def __init__(
+        self, state: State, rt: Runtime, loader: LoaderMany, options: Options, tags: tuple[str, ...]
+    ) -> None:
+        self.state, self.rt, self.loader, self.options, self.tags = state, rt, loader, options, tags
+        self.values: dict[str, Any] = {}
+        self.done: set[str] = set()  # answered: has a value, an error, or is absent
+        self.errors: dict[str, Exception] = {}
+        self.flights: dict[str, Flight] = {}
+        self.tickets: dict[str, Ticket | None] = {}
+        self.unreachable = False
+
+    async def read(self, keys: list[str]) -> None:
+        """What stands fresh in the authority."""
+        state, rt = self.state, self.rt
+        self.tickets = {key: state.ticket(key) for key in keys}
+        # Led before the read, so that whoever joins from here on joins before it.
+        for key in keys:
+            flight = state.flights.lead(state, key)
+            if flight is not None:
+                flight.thread, flight.leader_alive = rt.whoami()
+                self.flights[key] = flight
+                state.flights.reached(flight, Phase.READING)
+        try:
+            self.standing, self.generations = await state.chain.authority.read(rt, keys, self.tags)
+            entries = await fresh_entries(state, rt, self.standing, self.generations)
+        except TierUnavailable:
+            if state.strict:
+                self.hand_on()
+                raise
+            self.standing, self.generations, entries, self.unreachable = {}, {}, {}, True
+        for key, entry in entries.items():
+            value = state.value_of(key, entry, self.options.type, state.chain.authority.tier.name)
+            if value is not MISSING:
+                state.stats.hits += 1
+                self.values[key] = value
+                state.fill(rt, self.tickets[key], value, entry, self.options)
+                self._finish(key, Outcome.FOUND, value)
+
+    async def lead(self, missing: list[str]) -> None:
+        """Leases, looks below, loads and commits the keys that nobody else is at."""
+        state, rt = self.state, self.rt
+        if self.unreachable and missing:
+            await self._load({}, {}, {}, missing)
+            return
+        wanted = {key: self.standing.get(key) for key in missing if key in self.flights}
+        wanted = {
+            key: slot
+            for key, slot in wanted.items()
+            if slot is None or (slot.lease is None and slot.entry is None)
+        }
+        if not wanted:
+            return
+        try:
+            marks = await state.capture(rt, state.tags_of(self.tags), self.generations)
+            held = await place_leases(state, rt, state.chain.authority, wanted, self.options)
+        except TierUnavailable:
+            if state.strict:
+                raise
+            return
+        try:
+            below = await look_below(state, rt, list(held), self.options, self.generations, lease=True)
+            await self._take_below(held, below)
+            if held:
+                await self._load(held, below, marks, list(held))
+        except BaseException:
+            await abandon_all(rt, list(held.values()))
+            raise
+
+    async def _take_below(self, held: dict[str, Held], below: Mapping[str, Below]) -> None:
+        found: list[tuple[Held, StoredEntry]] = [
+            (held.pop(key), one.entry) for key, one in below.items() if one.entry is not None
+        ]
+        taken = await commit_all(self.rt, found)
+        await self._down(
+            below, {lease.key: entry for (lease, entry), took in zip(found, taken, strict=True) if took}
+        )
+        for (lease, entry), took in zip(found, taken, strict=True):
+            value = self.values[lease.key] = below[lease.key].value
+            self.state.stats.hits += 1
+            if took:
+                self.state.fill(self.rt, self.tickets[lease.key], value, entry, self.options)
+            self._finish(lease.key, Outcome.FOUND, value)
+
+    async def _load(self, held: dict[str, Held], below: Mapping[str, Below], marks: dict[str, bytes]) -> None:
+        state, rt = self.state, self.rt
+        for key, lease in held.items():
+            lease.start_heartbeat(rt)
+            state.flights.reached(self.flights[key], Phase.LOADING)
+        keys = list(held)
+        context = LoadContext(
+            state, keys[0], self.options, MISSING, self.flights[keys[0]], also=frozenset(keys)
+        )
+        try:
+            loaded = await run_loader(state, rt, lambda: self.loader(keys), context)
+        except Exception as error:
+            for key in keys:
+                state.hub.emit(LoadFailed(key, error))
+                self._finish(key, Outcome.FAILED, error=error)
+            raise
+        for key in keys:
+            if key in self.flights:
+                state.flights.close(key, self.flights[key])
+        found = _mapping(loaded.value)
+        entries = self._entries(found, list(held), marks, loaded.seconds)
+        pairs = [(held[key], entry) for key, entry in entries.items()]
+        taken = await commit_all(rt, pairs)
+        stored = {lease.key: entry for (lease, entry), took in zip(pairs, taken, strict=True) if took}
+        await self._down(below, stored)
+        rest = [lease for key, lease in held.items() if key not in entries]
+        stood = await abandon_all(rt, rest)
+        confirmed = stored.keys() | {lease.key for lease, mine in zip(rest, stood, strict=True) if mine}
+        held.clear()
+        for key in keys:
+            self._answer(key, found, stored.get(key), key in confirmed)
+
+    def _entries(
+        self, found: Mapping[str, Any], keys: list[str], marks: dict[str, bytes], seconds: float
+    ) -> dict[str, StoredEntry]:
+        entries = {}
+        for key in keys:
+            value, ttl = _bare(found.get(key, ABSENT))
+            if value is ABSENT or isinstance(value, Exception):
+                continue
+            if isinstance(found[key], Entry) and found[key].tags:
+                raise ConfigurationError("Entry(…, tags=…) in a batch: give the tags to get_or_set_many")
+            if self.options.store_if is None or self.options.store_if(value):
+                entries[key] = self.state.make_entry(
+                    self.rt, key, value, self.options, marks, ttl=ttl, cost=seconds
+                )
+        return entries
+
+    def _answer(self, key: str, found: Mapping[str, Any], entry: StoredEntry | None, confirmed: bool) -> None:
+        state = self.state
+        value, _ = _bare(found.get(key, ABSENT))
+        self.done.add(key)
+        flight = self.flights.get(key)
+        if flight is not None:
+            flight.confirmed = confirmed
+        if isinstance(value, Exception):
+            self.errors[key] = value
+            state.hub.emit(LoadFailed(key, value))
+            self._finish(key, Outcome.FAILED, error=value)
+            return
+        if value is not ABSENT:
+            self.values[key] = value
+            if entry is not None:
+                state.fill(self.rt, self.tickets[key], value, entry, self.options)
+            else:
+                state.stats.lost_leases += not confirmed
+                if not confirmed:
+                    state.hub.emit(LeaseLost(key))
+            self._finish(key, Outcome.LOADED, value)
+            return
+        self._finish(key, Outcome.HANDED_ON)
+
+    async def _down(self, below: Mapping[str, Below], stored: Mapping[str, StoredEntry]) -> None:
+        """Lower leases, tier by tier: those of keys that the authority took are committed, the rest abandoned."""
+        for level in self.state.chain.lowers:
+            ours = [lease for one in below.values() for lease in one.leases if lease.level is level]
+            await commit_all(self.rt, [(lease, stored[lease.key]) for lease in ours if lease.key in stored])
+            await abandon_all(self.rt, [lease for lease in ours if lease.key not in stored])
+
+    def _finish(self, key: str, outcome: Outcome, value: Any = None, error: Exception | None = None) -> None:
+        flight = self.flights.pop(key, None)
+        if flight is not None:
+            flight.value, flight.error = value, error
+            self.state.flights.finish(key, flight, outcome)
+
+    def hand_on(self) -> None:
+        """Whatever this batch does not answer is for somebody else to lead."""
+        for key in list(self.flights):
+            self._finish(key, Outcome.HANDED_ON)
+
+    def single(self, key: str) -> Plan:
+        """The same load for one key."""
+
+        async def load_async() -> Any:
+            return _one(await self.rt.call(self.loader, [key]), key)
+
+        def load() -> Any:
+            return _one(self.loader([key]), key)
+
+        options = self.options
+        kept = options.store_if
+
+        def store_if(value: Any) -> bool:
+            return value is not ABSENT and (kept is None or kept(value))
+
+        loader = load if self.rt.name == "threads" else load_async
+        return Plan(key, loader, replace(options, store_if=store_if), self.tags)
+
+
+def _mapping(result: Any) -> Mapping[str, Any]:
+    if not isinstance(result, Mapping):
+        raise ConfigurationError(
+            f"a loader of many keys returned a {type(result).__name__}: expected a mapping from key to value"
+        )
+    return result
+
+
+def _one(result: Any, key: str) -> Any:
+    value = _mapping(result).get(key, ABSENT)
+    if isinstance(value, Exception):
+        raise value
+    return value
+
+
+def _bare(value: Any) -> tuple[Any, Any]:
+    return (value.value, value.ttl) if isinstance(value, Entry) else (value, MISSING)

@@ -1,0 +1,188 @@
+"""One tier with its circuit breaker, and what it must hear before it is trusted again.
+
+After ``THRESHOLD`` failures in a row the breaker opens: calls fail at once, without I/O, and one caller in every
+``PROBE`` seconds tries. Drops and tag changes that could not reach the tier are kept here and replayed before anything
+else is asked of it; so a Redis that comes back does not serve what was deleted while it was away. The record is bounded
+and lives in this process: where it overflows, the whole namespace is dropped instead.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from typing import TypeVar
+
+from cachewright.core.slot import Slot
+from cachewright.errors import TierUnavailable
+from cachewright.events import BreakerChanged, Hub, TierFailed
+from cachewright.runtime.base import Runtime
+from cachewright.tiers.base import Generation, Swap, Swapped, Tier
+
+T = TypeVar("T")
+
+__all__ = ["NAMESPACE_TAG", "Level"]
+
+THRESHOLD = 5
+PROBE_SECONDS = 0.5
+MAX_MISSED = 10_000
+NAMESPACE_TAG = "\0all"  # users' tags never begin with NUL
+
+
+class Level:
+    """A tier in its place in the chain. Its methods are the tier's, guarded."""
+
+    def __init__(self, tier: Tier, hub: Hub) -> None:
+        self.tier = tier
+        self._hub = hub
+        self.after_fork()
+
+    def after_fork(self) -> None:
+        """A child starts with a closed breaker; what the parent has to replay is the parent's."""
+        self._lock = threading.Lock()
+        self._failures = 0
+        self._open = False
+        self._next_probe = 0.0
+        self._missed_keys: dict[str, None] = {}
+        self._missed_tags: dict[str, None] = {}
+        self._missed_all = False
+        self._replaying = False
+
+    @property
+    def is_open(self) -> bool:
+        """Whether the breaker keeps callers away."""
+        return self._open
+
+    @property
+    def behind(self) -> int:
+        """How many drops and tag changes the tier has yet to hear of."""
+        return len(self._missed_keys) + len(self._missed_tags) + self._missed_all
+
+    async def read(
+        self, rt: Runtime, keys: Sequence[str], tags: Sequence[str] = ()
+    ) -> tuple[dict[str, Slot], dict[str, Generation]]:
+        """`Tier.read`."""
+        return await self._guard(rt, "read", lambda: self.tier.read(rt, keys, tags))
+
+    async def swap(self, rt: Runtime, swaps: Sequence[Swap]) -> list[Swapped]:
+        """`Tier.swap`."""
+        return await self._guard(rt, "swap", lambda: self.tier.swap(rt, swaps))
+
+    async def swap_one(self, rt: Runtime, key: str, expected: Slot | None, new: Slot | None) -> Swapped:
+        """One swap."""
+        return (await self.swap(rt, (Swap(key, expected, new),)))[0]
+
+    async def drop(self, rt: Runtime, keys: Sequence[str]) -> list[bool]:
+        """`Tier.drop`; what does not get through is kept for later, and the error raised all the same."""
+        try:
+            return await self._guard(rt, "drop", lambda: self.tier.drop(rt, keys))
+        except TierUnavailable:
+            self.missed(keys)
+            raise
+
+    async def store(self, rt: Runtime, slots: Mapping[str, Slot]) -> list[bool]:
+        """`Tier.store`; where its outcome is unknown the keys are dropped before they are read again."""
+        try:
+            return await self._guard(rt, "store", lambda: self.tier.store(rt, slots))
+        except TierUnavailable:
+            self.missed(slots)
+            raise
+
+    async def set_generations(
+        self, rt: Runtime, marks: Mapping[str, bytes], *, only_missing: bool
+    ) -> dict[str, Generation]:
+        """`Tier.set_generations`; a change that does not get through is kept for later."""
+        try:
+            return await self._guard(
+                rt, "tags", lambda: self.tier.set_generations(rt, marks, only_missing=only_missing)
+            )
+        except TierUnavailable:
+            if not only_missing:
+                with self._lock:
+                    self._missed_tags.update(dict.fromkeys(marks))
+            raise
+
+    async def clear(self, rt: Runtime) -> None:
+        """`Tier.clear`."""
+        try:
+            await self._guard(rt, "clear", lambda: self.tier.clear(rt))
+        except TierUnavailable:
+            with self._lock:
+                self._missed_all = True
+            raise
+
+    def missed(self, keys: Iterable[str]) -> None:
+        """Remembers keys whose old entries may still stand in the tier."""
+        with self._lock:
+            self._missed_keys.update(dict.fromkeys(keys))
+            if len(self._missed_keys) > MAX_MISSED:
+                self._missed_keys.clear()
+                self._missed_all = True
+
+    async def _guard(self, rt: Runtime, operation: str, act: Callable[[], Awaitable[T]]) -> T:
+        if self._open:
+            self._probe_or_raise(rt)
+        if self._missed_keys or self._missed_tags or self._missed_all:
+            await self._replay(rt)
+        try:
+            result = await act()
+        except TierUnavailable as error:
+            self._failed(rt, operation, error)
+            raise
+        if self._failures or self._open:
+            self._succeeded()
+        return result
+
+    def _probe_or_raise(self, rt: Runtime) -> None:
+        with self._lock:
+            now = rt.monotonic()
+            if now < self._next_probe:
+                raise TierUnavailable(self.tier.name, "its breaker is open after repeated failures")
+            self._next_probe = now + PROBE_SECONDS
+
+    def _failed(self, rt: Runtime, operation: str, error: TierUnavailable) -> None:
+        with self._lock:
+            self._failures += 1
+            opened = self._failures >= THRESHOLD and not self._open
+            if self._failures >= THRESHOLD:
+                self._open = True
+                self._next_probe = rt.monotonic() + PROBE_SECONDS
+        self._hub.emit(TierFailed(self.tier.name, operation, error))
+        if opened:
+            self._hub.emit(BreakerChanged(self.tier.name, True))
+
+    def _succeeded(self) -> None:
+        with self._lock:
+            closed, self._open, self._failures = self._open, False, 0
+        if closed:
+            self._hub.emit(BreakerChanged(self.tier.name, False))
+
+    async def _replay(self, rt: Runtime) -> None:
+        """Brings the tier up to date; one caller at a time, the others meanwhile find it unavailable."""
+        with self._lock:
+            if self._replaying:
+                raise TierUnavailable(self.tier.name, "it is being brought up to date after an outage")
+            self._replaying = True
+            everything, self._missed_all = self._missed_all, False
+            keys, self._missed_keys = list(self._missed_keys), {}
+            tags, self._missed_tags = list(self._missed_tags), {}
+        done = False
+        try:
+            if everything and not self.tier.scannable:
+                tags.append(NAMESPACE_TAG)
+            elif everything:
+                await self.tier.clear(rt)
+            if tags:
+                await self.tier.set_generations(rt, {t: rt.new_id() for t in tags}, only_missing=False)
+            for start in range(0, len(keys), 500):
+                await self.tier.drop(rt, keys[start : start + 500])
+            done = True
+        except TierUnavailable as error:
+            self._failed(rt, "replay", error)
+            raise
+        finally:
+            with self._lock:
+                self._replaying = False
+                if not done:
+                    self._missed_all |= everything
+                    self._missed_keys.update(dict.fromkeys(keys))
+                    self._missed_tags.update(dict.fromkeys(tags))

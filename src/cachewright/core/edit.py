@@ -1,0 +1,207 @@
+"""Small changes of an entry that stands: ``add``, ``touch``, ``incr``; and looking at a key without touching it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import msgspec
+
+from cachewright.codecs.base import make_context
+from cachewright.core.read import fresh_entries
+from cachewright.core.slot import NEVER, Slot, StoredEntry
+from cachewright.core.state import State, now_ms
+from cachewright.core.write import drop_lowers
+from cachewright.errors import EncodeError, MissingKeyError, TierUnavailable
+from cachewright.options import Options
+from cachewright.runtime.base import Runtime
+
+__all__ = ["Inspection", "TierView", "add", "incr", "inspect", "touch"]
+
+Change = Callable[[Slot | None, StoredEntry | None], Slot | None]
+
+
+async def _change(state: State, rt: Runtime, key: str, change: Change) -> bool:
+    """Swaps ``change(slot, its fresh entry)`` in, again where another was quicker; False where it gave None."""
+    while True:
+        standing, generations = await state.chain.authority.read(rt, (key,), state.tags_of(()))
+        slot = standing.get(key)
+        entry = (await fresh_entries(state, rt, standing, generations)).get(key)
+        new = change(slot, entry)
+        if new is None:
+            return False
+        failed = await drop_lowers(state, rt, (key,))
+        if failed is not None and state.strict:
+            raise failed
+        try:
+            done = (await state.chain.authority.swap_one(rt, key, slot, new)).done
+        except TierUnavailable:
+            state.chain.authority.missed((key,))  # it may have landed, and what stood may still stand
+            state.kill_local((key,))
+            raise
+        if done:
+            state.kill_local((key,))
+            return True
+
+
+async def add(state: State, rt: Runtime, key: str, value: Any, options: Options, tags: Sequence[str]) -> bool:
+    """Stores only where no fresh entry stands; False too where a write is under way on the key."""
+    tags = state.tags_of(tags)
+    marks = await state.capture(rt, tags, (await state.chain.authority.read(rt, (), tags))[1] if tags else {})
+    new = state.make_entry(rt, key, value, options, marks)
+
+    def change(slot: Slot | None, entry: StoredEntry | None) -> Slot | None:
+        if entry is not None or (slot is not None and (slot.intents or slot.newer)):
+            return None
+        return Slot(rt.new_id(), entry=new)
+
+    added = await _change(state, rt, key, change)
+    state.stats.stores += added
+    return added
+
+
+async def touch(state: State, rt: Runtime, key: str, ttl: float | None) -> bool:
+    """Gives a fresh entry a new life, its stale windows as long as before."""
+
+    def change(slot: Slot | None, entry: StoredEntry | None) -> Slot | None:
+        if entry is None:
+            return None
+        fresh = NEVER if ttl is None else now_ms(rt) + int(ttl * 1000)
+        swr, sie = (_window(entry.fresh_until, end, fresh) for end in (entry.swr_until, entry.sie_until))
+        moved = msgspec.structs.replace(
+            entry, fresh_until=fresh, swr_until=swr, sie_until=sie, serve_until=NEVER
+        )
+        return Slot(rt.new_id(), entry=moved)
+
+    return await _change(state, rt, key, change)
+
+
+def _window(old_fresh: int, old_end: int, fresh: int) -> int:
+    return NEVER if fresh >= NEVER or old_fresh >= NEVER else fresh + (old_end - old_fresh)
+
+
+async def incr(state: State, rt: Runtime, key: str, delta: float) -> float:
+    """Adds to a fresh number, atomically, its life unchanged.
+
+    Raises:
+        MissingKeyError: there is no fresh entry (or a write is under way on the key).
+        EncodeError: the entry is no number.
+    """
+    result: list[float] = []
+
+    def change(slot: Slot | None, entry: StoredEntry | None) -> Slot | None:
+        if entry is None:
+            return None
+        value = state.value_of(key, entry, None, state.chain.authority.tier.name)
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            raise EncodeError(f"incr({key!r}): the entry holds a {type(value).__name__}, not a number")
+        result[:] = [value + delta]
+        payload: Any = result[0]
+        codec, flags = entry.codec, entry.codec_flags
+        if not state.chain.in_memory:
+            codec, flags, payload = state.pipeline.encode(result[0], make_context(state.namespace, key), None)
+        moved = msgspec.structs.replace(entry, payload=payload, codec=codec, codec_flags=flags)
+        return Slot(rt.new_id(), entry=moved)
+
+    if not await _change(state, rt, key, change):
+        raise MissingKeyError(f"incr({key!r}): there is no entry; store one first: cache.add({key!r}, 0)")
+    return result[0]
+
+
+@dataclass(frozen=True, slots=True)
+class TierView:
+    """What one tier holds for a key.
+
+    Attributes:
+        tier: the tier's name.
+        state: ``"fresh"``, ``"stale"``, ``"invalid"`` (a tag changed), ``"absent"`` or ``"unavailable"``.
+        fresh_for: seconds of freshness left (negative: stale for so long); None for ever or absent.
+        usable_for: seconds until nothing may use the entry any more; None for ever or absent.
+        age: seconds since the entry was made.
+        load_seconds: what its load took.
+        size: bytes of the payload; None in memory.
+        tags: the entry's tags.
+        leased: a load of the key is under way.
+        intents: writes of the key under way.
+        retry_in: seconds until a failed load is tried again; 0 otherwise.
+    """
+
+    tier: str
+    state: str
+    fresh_for: float | None = None
+    usable_for: float | None = None
+    age: float | None = None
+    load_seconds: float | None = None
+    size: int | None = None
+    tags: tuple[str, ...] = ()
+    leased: bool = False
+    intents: int = 0
+    retry_in: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Inspection:
+    """What every tier holds for a key, nearest first; nothing was touched by looking."""
+
+    key: str
+    tiers: tuple[TierView, ...] = field(default=())
+
+    @property
+    def state(self) -> str:
+        """The state in the nearest tier that has the key."""
+        return next(
+            (view.state for view in self.tiers if view.state not in ("absent", "unavailable")), "absent"
+        )
+
+
+async def inspect(state: State, rt: Runtime, key: str) -> Inspection:
+    """Looks at a key in every tier."""
+    views = []
+    if state.chain.local is not None:
+        standing, _ = await state.chain.local.read(rt, (key,))
+        views.append(_view(state, rt, state.chain.local.name, standing.get(key), True))
+    for level in state.chain.levels:
+        try:
+            standing, _ = await level.read(rt, (key,))
+            slot = standing.get(key)
+            valid = slot is None or slot.entry is None or await state.is_valid(rt, slot.entry, {})
+        except TierUnavailable:
+            views.append(TierView(level.tier.name, "unavailable"))
+            continue
+        views.append(_view(state, rt, level.tier.name, slot, valid))
+    return Inspection(key, tuple(views))
+
+
+def _view(state: State, rt: Runtime, tier: str, slot: Slot | None, valid: bool) -> TierView:
+    now = now_ms(rt)
+    if slot is None or slot.entry is None:
+        return TierView(
+            tier,
+            "absent",
+            leased=slot is not None and slot.lease is not None,
+            intents=len(slot.intents) if slot else 0,
+        )
+    entry = slot.entry
+    word = (
+        "invalid"
+        if not valid
+        else "fresh"
+        if now < entry.fresh_until
+        else "stale"
+        if now < entry.ends
+        else "absent"
+    )
+    return TierView(
+        tier,
+        word,
+        None if entry.fresh_until >= NEVER else (entry.fresh_until - now) / 1000,
+        None if entry.ends >= NEVER else (entry.ends - now) / 1000,
+        (now - entry.born) / 1000,
+        entry.cost_us / 1e6,
+        len(entry.payload) if isinstance(entry.payload, bytes) and not state.chain.in_memory else None,
+        tuple(tag for tag, _ in entry.tags if not tag.startswith("\0")),
+        slot.lease is not None,
+        len(slot.intents),
+        max(0.0, (slot.retry_at - now) / 1000),
+    )

@@ -1,0 +1,261 @@
+"""Flights: inside a process, all callers of one key share one load, whichever face they came through.
+
+State changes are plain functions under one lock that is never held across an ``await``; they return what to do.
+
+Who may use a flight's result depends on how far it was when they joined:
+
+* before its read was sent: anything it found or loaded;
+* before its loader was called: what it loaded, but not what it had read;
+* later: only a load whose lease still stood at its end. Otherwise: a load has read v0, put(v1) returns, a new reader
+  joins, and is handed v0.
+
+A flight is closed to joiners *before* its commit is sent, so that "the lease stood at the end" speaks of a moment
+after every joiner's arrival. Only an ``Exception`` is shared; a cancelled leader hands the flight on.
+"""
+
+from __future__ import annotations
+
+import contextvars
+import enum
+import threading
+from collections.abc import Callable
+from typing import Any
+
+from cachewright.errors import RecursiveLoadError, WouldDeadlockError
+from cachewright.options import Options
+from cachewright.runtime.base import Runtime, Waiter
+
+__all__ = ["ABSENT", "Flight", "Flights", "LoadContext", "Outcome", "Phase", "current_load"]
+
+
+class _Absent:
+    """The type of `ABSENT`."""
+
+
+ABSENT = _Absent()
+"""The value of a flight whose loader of many keys left the key out; never handed to a caller."""
+
+
+class Phase(enum.IntEnum):
+    """How far a flight is."""
+
+    STARTED = 0
+    READING = 1
+    LOADING = 2
+    CLOSED = 3
+
+
+class Outcome(enum.Enum):
+    """How a flight ended."""
+
+    FOUND = "found"
+    LOADED = "loaded"
+    FAILED = "failed"
+    HANDED_ON = "handed on"
+
+
+class LoadContext:
+    """What a running loader can learn about its own load, through `current_load`.
+
+    Attributes:
+        key: the key being loaded.
+        options: the options of this load.
+        stale: the stale value that is being replaced, or `MISSING`.
+    """
+
+    __slots__ = ("active", "also", "flight", "key", "options", "outer", "owner", "stale")
+
+    def __init__(
+        self,
+        owner: object,
+        key: str,
+        options: Options,
+        stale: Any,
+        flight: Flight | None,
+        also: frozenset[str] = frozenset(),
+    ) -> None:
+        self.owner, self.key, self.options, self.stale, self.flight = owner, key, options, stale, flight
+        self.also = also  # further keys of a batch
+        self.outer = _LOADING.get()
+        self.active = True
+
+
+_LOADING: contextvars.ContextVar[LoadContext | None] = contextvars.ContextVar(
+    "cachewright_load", default=None
+)
+
+
+def current_load() -> LoadContext | None:
+    """The load that this code runs in; None outside of a loader."""
+    context = _LOADING.get()
+    return context if context is not None and context.active else None
+
+
+class Flight:
+    """One load of one key."""
+
+    __slots__ = (
+        "confirmed", "error", "forced", "joined_late", "killed", "leader_alive", "outcome", "phase", "spoiled",
+        "thread", "value", "waiters", "waits_for",
+    )  # fmt: skip
+
+    def __init__(self, forced: bool = False) -> None:
+        self.phase = Phase.STARTED
+        self.outcome: Outcome | None = None
+        self.value: Any = None
+        self.error: Exception | None = None
+        self.confirmed = False  # the lease stood at the end
+        self.killed = False  # this process dropped the key meanwhile
+        self.spoiled = False  # a tag's generation changed by the end
+        self.joined_late = False
+        self.forced = forced
+        self.waiters: list[Waiter] = []
+        self.waits_for: Flight | None = None  # what this flight's leader is waiting for, to find circles
+        self.thread: int | None = None  # of the event loop that leads it; None under threads
+        self.leader_alive: Callable[[], bool] = lambda: True
+
+    def usable(self, joined: Phase) -> bool:
+        """Whether one who joined at ``joined`` may take this flight's result."""
+        if self.outcome is Outcome.FAILED:
+            return True
+        if self.outcome is Outcome.FOUND:
+            return joined <= Phase.STARTED
+        if self.outcome is Outcome.LOADED:
+            return joined < Phase.LOADING or (self.confirmed and not self.spoiled)
+        return False
+
+
+class Flights:
+    """The open flights of one engine."""
+
+    def __init__(self) -> None:
+        self.after_fork()
+
+    def after_fork(self) -> None:
+        """A forked child has none: their leaders stayed in the parent."""
+        self._lock = threading.Lock()
+        self._open: dict[
+            tuple[str, bool], Flight
+        ] = {}  # a refresh flies apart: who reads need not wait for it
+
+    def __len__(self) -> int:
+        return len(self._open)
+
+    def join(
+        self, owner: object, key: str, rt: Runtime, *, forced: bool = False
+    ) -> tuple[Flight, Phase, Waiter | None]:
+        """Joins the key's flight or leads a new one: ``(flight, phase at joining, waiter; None for the leader)``.
+
+        Raises:
+            RecursiveLoadError: this caller is itself part of what the flight waits for.
+            WouldDeadlockError: the flight is led by the event loop that this blocking caller holds up.
+        """
+        context = current_load()
+        check_recursion(context, owner, key)
+        with self._lock:
+            flight = self._open.get((key, forced))
+            if flight is None:
+                flight = self._open[key, forced] = Flight(forced)
+                return flight, Phase.STARTED, None
+            if context is not None:
+                self._check_circle(context, flight, key)
+            if flight.thread is not None and rt.name == "threads" and flight.thread == threading.get_ident():
+                raise WouldDeadlockError(
+                    f"{key!r} is being loaded on this thread's event loop, which this blocking call holds up: "
+                    "await the method with an 'a' in front instead"
+                )
+            waiter = rt.waiter()
+            flight.waiters.append(waiter)
+            if flight.phase >= Phase.LOADING:
+                flight.joined_late = True
+            if context is not None and context.flight is not None:
+                context.flight.waits_for = flight
+            return flight, flight.phase, waiter
+
+    def lead(self, owner: object, key: str) -> Flight | None:
+        """Leads a new flight of the key; None where one is open."""
+        check_recursion(current_load(), owner, key)
+        with self._lock:
+            if (key, False) in self._open:
+                return None
+            flight = self._open[key, False] = Flight()
+            return flight
+
+    @staticmethod
+    def _check_circle(context: LoadContext, flight: Flight, key: str) -> None:
+        mine = set()
+        outer: LoadContext | None = context
+        while outer is not None:
+            if outer.active and outer.flight is not None:
+                mine.add(outer.flight)
+            outer = outer.outer
+        seen: Flight | None = flight
+        while seen is not None:
+            if seen in mine:
+                raise RecursiveLoadError(f"the loads of {context.key!r} and {key!r} wait for each other")
+            seen = seen.waits_for
+
+    def left(self, flight: Flight, waiter: Waiter) -> None:
+        """A waiting caller has gone (served, cancelled or out of time)."""
+        with self._lock:
+            if waiter in flight.waiters:
+                flight.waiters.remove(waiter)
+            context = current_load()
+            if context is not None and context.flight is not None and context.flight.waits_for is flight:
+                context.flight.waits_for = None
+
+    def reached(self, flight: Flight, phase: Phase) -> None:
+        """The flight is now that far; a new round of reading goes back."""
+        with self._lock:
+            flight.phase = phase
+
+    def close(self, key: str, flight: Flight) -> None:
+        """No further joiners from here on."""
+        with self._lock:
+            flight.phase = Phase.CLOSED
+            if self._open.get((key, flight.forced)) is flight:
+                del self._open[key, flight.forced]
+
+    def kill(self, keys: list[str]) -> None:
+        """This process drops these keys: their flights' values are old from now on for whoever joins later."""
+        with self._lock:
+            for key in keys:
+                for forced in (False, True):
+                    flight = self._open.pop((key, forced), None)
+                    if flight is not None:
+                        flight.killed = True
+
+    def finish(self, key: str, flight: Flight, outcome: Outcome) -> None:
+        """Ends the flight and wakes all who wait."""
+        self.close(key, flight)
+        with self._lock:
+            flight.outcome = outcome
+            waiters, flight.waiters = flight.waiters, []
+        for waiter in waiters:
+            waiter.set()
+
+
+def check_recursion(context: LoadContext | None, owner: object, key: str) -> None:
+    """Raises `RecursiveLoadError` where the caller is inside a load of ``key``."""
+    outer = context
+    while outer is not None:
+        if outer.active and outer.owner is owner and (outer.key == key or key in outer.also):
+            raise RecursiveLoadError(
+                f"the loader of {key!r} asked for {key!r} itself; read what it needs from the origin, "
+                "or give the part its own key"
+            )
+        outer = outer.outer
+
+
+class loading:  # noqa: N801  used as a context manager, like contextlib.suppress
+    """Marks the code inside as the loader of ``context.key``."""
+
+    def __init__(self, context: LoadContext) -> None:
+        self._context = context
+
+    def __enter__(self) -> None:
+        self._token = _LOADING.set(self._context)
+
+    def __exit__(self, *_: object) -> None:
+        self._context.active = False
+        _LOADING.reset(self._token)

@@ -1,0 +1,344 @@
+"""What the leader of a flight does: read, lease, look below, call the loader, commit where the lease still stands.
+
+The order is the point; each step's reason is at the step.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from cachewright.core import slot as slots
+from cachewright.core.flight import Flight, LoadContext, Outcome, Phase
+from cachewright.core.lease import Held, Watch, lease_life
+from cachewright.core.levels import Below, commit_down, look_below
+from cachewright.core.loader import Loaded, late_tags_hold, run_loader
+from cachewright.core.slot import NEVER, Blocked, Hit, Slot, StoredEntry, Take, Wait
+from cachewright.core.state import State, now_ms
+from cachewright.errors import TierUnavailable
+from cachewright.events import LeaseLost, LoadFailed, StaleServed
+from cachewright.events import Loaded as LoadedEvent
+from cachewright.options import MISSING, Options
+from cachewright.runtime.base import Runtime
+from cachewright.tiers.base import Generation
+from cachewright.tiers.memory import Ticket
+
+__all__ = ["Leading", "Plan"]
+
+NO_MARK = bytes(8)
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """One load as it was asked for.
+
+    Attributes:
+        key: the key.
+        loader: called without arguments.
+        options: merged options.
+        tags: the tags of the entry to be, implicit ones included.
+        forced: a refresh: a fresh entry does not end it.
+        behind: nobody waits: where another process loads already, it is left to that one.
+    """
+
+    key: str
+    loader: Callable[[], Any]
+    options: Options
+    tags: tuple[str, ...] = ()
+    forced: bool = False
+    behind: bool = False
+
+
+Result = tuple[Outcome, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class _Won:
+    """The lease is ours."""
+
+    held: Held
+    stale: StoredEntry | None
+    marks: dict[str, bytes]
+
+
+@dataclass(slots=True)
+class Leading:
+    """One leader's way through one load. ``refresh_behind`` starts a refresh that flies alone."""
+
+    state: State
+    rt: Runtime
+    plan: Plan
+    flight: Flight
+    refresh_behind: Callable[[State, Runtime, Plan], None]
+    watch: Watch = field(default_factory=Watch)
+    ticket: Ticket | None = None
+    generations: Mapping[str, Generation] = field(default_factory=dict)
+    stale: Any = MISSING
+    unreadable: bytes | None = None  # nonce of a slot whose payload could not be read: as good as absent
+    waiting: bool = False
+
+    async def run(self) -> Result:
+        """Rounds of reading until there is a value or the load is ours."""
+        state, rt, key = self.state, self.rt, self.plan.key
+        while True:
+            # Before the read: a kill that comes in between must refuse the fill.
+            self.ticket = state.ticket(key)
+            state.flights.reached(self.flight, Phase.READING)
+            try:
+                standing, self.generations = await state.chain.authority.read(rt, (key,), self.plan.tags)
+                met = await self._meet(standing.get(key))
+            except TierUnavailable:
+                if state.strict:
+                    raise
+                return await self._without_authority()
+            # Outside of the try: a loader may well raise a TierUnavailable of its own.
+            if isinstance(met, Blocked):
+                return await self._load_without_storing()
+            if isinstance(met, _Won):
+                return await self._with_lease(met.held, met.stale, met.marks)
+            if met is not None:
+                return met
+            # Whoever joins during the pause joins before the next read.
+            state.flights.reached(self.flight, Phase.STARTED)
+            if self.waiting:
+                await self.watch.pause(rt)
+
+    async def _meet(self, slot: Slot | None) -> Result | Blocked | _Won | None:
+        """Decides on what stands in the authority: an answer, a load with or without the lease, or None: read again."""
+        state, rt, plan = self.state, self.rt, self.plan
+        self.waiting = False
+        while True:
+            verdict = await self._verdict(slot)
+            if isinstance(verdict, Hit):
+                value = self._found(verdict.entry, slot)
+                if value is MISSING:
+                    continue
+                return Outcome.FOUND, value
+            if isinstance(verdict, Blocked):
+                return verdict
+            served = self._serve_stale(verdict.stale, slot)
+            if served is not MISSING:
+                return Outcome.FOUND, served
+            if isinstance(verdict, Wait):
+                if plan.behind:
+                    return Outcome.FOUND, MISSING
+                state.stats.waits += not self.watch.pauses
+                self.waiting = True
+                return None
+            # First the generations, then the lease, then everything below: what decides whether the value may
+            # be stored must come before the value is read.
+            marks = await state.capture(rt, state.tags_of(plan.tags), self.generations)
+            swapped = await state.chain.authority.swap_one(rt, plan.key, slot, verdict.slot)
+            if swapped.done:
+                held = Held(state, state.chain.authority, plan.key, verdict.token, verdict.slot)
+                return _Won(held, verdict.stale, marks)
+            slot = swapped.current
+            if slot is not None and slot.entry is not None and slot.entry.tags:
+                return None  # its tags must be read with it or after it
+
+    async def _verdict(self, slot: Slot | None) -> Hit | Wait | Blocked | Take:
+        state, rt = self.state, self.rt
+        valid = slot is None or slot.entry is None or await state.is_valid(rt, slot.entry, self.generations)
+        return slots.begin_load(
+            slot,
+            now=now_ms(rt),
+            lease_life=lease_life(state, self.plan.options),
+            nonce=rt.new_id(),
+            token=rt.new_id(),
+            valid=valid and (slot is None or slot.nonce != self.unreadable),
+            forced=self.plan.forced,
+            takeover=slot is not None and self.watch.is_dead(rt, slot),
+        )
+
+    def _value(self, entry: StoredEntry, slot: Slot | None) -> Any:
+        state, plan = self.state, self.plan
+        value = state.value_of(plan.key, entry, plan.options.type, state.chain.authority.tier.name)
+        if value is MISSING and slot is not None:
+            self.unreadable = slot.nonce
+        return value
+
+    def _found(self, entry: StoredEntry, slot: Slot | None) -> Any:
+        """A fresh entry's value; `MISSING` where its payload cannot be read, which makes it a miss."""
+        state, rt, plan = self.state, self.rt, self.plan
+        value = self._value(entry, slot)
+        if value is MISSING:
+            return MISSING
+        state.stats.hits += 1
+        state.fill(rt, self.ticket, value, entry, plan.options)
+        if not plan.behind and refresh_is_due(rt, entry, plan.options):
+            self.refresh_behind(state, rt, replace(plan, forced=True, behind=True))
+        return value
+
+    def _serve_stale(self, stale: StoredEntry | None, slot: Slot | None) -> Any:
+        """A stale value that may be served at once, its refresh started; else `MISSING`."""
+        state, rt, plan = self.state, self.rt, self.plan
+        if stale is None:
+            return MISSING
+        self.stale = self._value(stale, slot)
+        if self.stale is MISSING or plan.forced or plan.behind:
+            return MISSING
+        now = now_ms(rt)
+        failed_lately = slot is not None and now < slot.retry_at
+        if failed_lately and now < stale.sie_until:
+            why = "error"
+        elif now < stale.swr_until:
+            why = "revalidate"
+        else:
+            return MISSING
+        state.stats.stale_served += 1
+        state.hub.emit(StaleServed(plan.key, why))
+        if not failed_lately:
+            self.refresh_behind(state, rt, replace(plan, behind=True))
+        return self.stale
+
+    # --------------------------------------------------------------------------------- the load is ours
+
+    async def _with_lease(self, held: Held, stale: StoredEntry | None, marks: dict[str, bytes]) -> Result:
+        state, rt, plan = self.state, self.rt, self.plan
+        below: Below | None = None
+        try:
+            if state.chain.lowers:
+                # A refresh takes nothing from below, but what it loads goes there too.
+                found = await look_below(
+                    state, rt, [plan.key], plan.options, self.generations, lease=True, take=not plan.forced
+                )
+                below = found[plan.key]
+                if below.entry is not None:
+                    return await self._found_below(held, below, below.entry)
+            held.start_heartbeat(rt)
+            loaded = await self._call_loader()
+            # No joiners from here on: the commit speaks for those who came before it.
+            state.flights.close(plan.key, self.flight)
+            await self._commit(held, below, loaded, marks)
+        except Exception as error:
+            return await self._failed(error, held, stale, below)
+        except BaseException:
+            await _give_up(rt, held, below)
+            raise
+        return Outcome.LOADED, loaded.value
+
+    async def _call_loader(self) -> Loaded:
+        state, plan = self.state, self.plan
+        state.flights.reached(self.flight, Phase.LOADING)
+        context = LoadContext(state, plan.key, plan.options, self.stale, self.flight)
+        return await run_loader(state, self.rt, plan.loader, context)
+
+    async def _found_below(self, held: Held, below: Below, entry: StoredEntry) -> Result:
+        state, rt = self.state, self.rt
+        state.stats.hits += 1
+        state.flights.close(self.plan.key, self.flight)
+        taken = await held.commit(rt, entry)
+        await commit_down(rt, below, entry if taken else None)
+        if taken:
+            state.fill(rt, self.ticket, below.value, entry, self.plan.options)
+        return Outcome.FOUND, below.value
+
+    async def _commit(self, held: Held, below: Below | None, loaded: Loaded, marks: dict[str, bytes]) -> None:
+        state, rt, plan = self.state, self.rt, self.plan
+        options = plan.options
+        store = options.store_if is None or options.store_if(loaded.value)
+        late = [tag for tag in loaded.tags if tag not in marks]
+        if store and late:
+            late_marks = await late_tags_hold(state, rt, late, loaded.started)
+            store = late_marks is not None
+            marks = {**marks, **(late_marks or {})}
+        if not store:
+            self.flight.confirmed = await held.abandon(rt)
+            await commit_down(rt, below, None)
+            return
+        entry = state.make_entry(
+            rt, plan.key, loaded.value, options, marks, ttl=loaded.ttl, cost=loaded.seconds
+        )
+        taken = await held.commit(rt, entry)
+        await commit_down(rt, below, entry if taken else None)
+        self.flight.confirmed = taken
+        state.hub.emit(LoadedEvent(plan.key, loaded.seconds, taken))
+        if not taken:
+            state.stats.lost_leases += 1
+            state.hub.emit(LeaseLost(plan.key))
+            return
+        state.fill(rt, self.ticket, loaded.value, entry, options)
+        if entry.tags and self.flight.joined_late:
+            # A tag that changed before a late joiner came is seen only by reading it again.
+            try:
+                _, now = await state.chain.authority.read(rt, (), [tag for tag, _ in entry.tags])
+                self.flight.spoiled = not state.born_under(entry, now)
+            except TierUnavailable:
+                self.flight.spoiled = True
+
+    async def _failed(
+        self, error: Exception, held: Held, stale: StoredEntry | None, below: Below | None
+    ) -> Result:
+        """The load failed: remember it beside a stale value, and serve that if the options allow."""
+        state, rt, plan = self.state, self.rt, self.plan
+        error_ttl = int(plan.options.error_ttl * 1000)
+        await _give_up(rt, held, below, now_ms(rt) + error_ttl if stale is not None else 0)
+        state.hub.emit(LoadFailed(plan.key, error))
+        if stale is None or self.stale is MISSING or plan.forced or now_ms(rt) >= stale.sie_until:
+            raise error
+        state.stats.stale_served += 1
+        state.hub.emit(StaleServed(plan.key, "error"))
+        return Outcome.FOUND, self.stale
+
+    # ----------------------------------------------------------------------------------- nothing is stored
+
+    async def _load_without_storing(self) -> Result:
+        """A write is under way: whatever is read now may be older than what it saves."""
+        state, plan = self.state, self.plan
+        if plan.behind:
+            return Outcome.FOUND, MISSING
+        try:
+            loaded = await self._call_loader()
+        except Exception as error:
+            state.hub.emit(LoadFailed(plan.key, error))
+            raise
+        state.flights.close(plan.key, self.flight)
+        return Outcome.LOADED, loaded.value
+
+    async def _without_authority(self) -> Result:
+        """The authority cannot be reached: another tier or the origin answers; memory keeps it for ``local_ttl``.
+
+        Without the authority's generations only entries without tags can be trusted below.
+        """
+        state, rt, plan = self.state, self.rt, self.plan
+        if plan.behind:
+            return Outcome.FOUND, MISSING
+        if state.chain.lowers and not plan.forced:
+            try:
+                below = (await look_below(state, rt, [plan.key], plan.options, {}, lease=False))[plan.key]
+            except TierUnavailable:  # a tag's generation was asked for
+                below = Below()
+            if below.entry is not None:
+                return Outcome.FOUND, below.value
+        outcome, value = await self._load_without_storing()
+        # Nobody else's delete can be known of now; this process's can.
+        self.flight.confirmed = not self.flight.killed
+        options = plan.options
+        if self.ticket is not None and (options.store_if is None or options.store_if(value)):
+            marks = dict.fromkeys(
+                state.tags_of(plan.tags), NO_MARK
+            )  # so that a change of a tag finds it here
+            state.fill(rt, self.ticket, value, state.make_entry(rt, plan.key, value, options, marks), options)
+        return outcome, value
+
+
+async def _give_up(rt: Runtime, held: Held, below: Below | None, retry_at: int = 0) -> None:
+    await held.abandon(rt, retry_at)
+    await commit_down(rt, below, None)
+
+
+def refresh_is_due(rt: Runtime, entry: StoredEntry, options: Options) -> bool:
+    """Whether this read should start a refresh although the entry is fresh.
+
+    XFetch: Vattani, Chierichetti, Lowenstein, "Optimal Probabilistic Cache Stampede Prevention", VLDB 2015: each read
+    refreshes early with a probability that grows towards expiry, at the scale of what the load takes.
+    """
+    ahead = options.refresh_ahead
+    if ahead is False or entry.fresh_until >= NEVER:
+        return False
+    now = now_ms(rt)
+    if ahead is True:
+        return now - entry.cost_us / 1000 * math.log(max(rt.random(), 1e-12)) >= entry.fresh_until
+    return now >= entry.born + (entry.fresh_until - entry.born) * ahead

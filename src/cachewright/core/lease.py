@@ -1,0 +1,169 @@
+"""Holding a lease, and waiting for somebody else's.
+
+A lease is placed in a slot *before* anything below it is read, and what was read or loaded is committed only where
+the lease still stands. A heartbeat renews it while a loader runs; losing it never raises at a caller that holds a
+value. One waiter per process waits for another process's lease: it polls with growing, jittered pauses, holds no
+connection, and takes no lock in turn: it reads the value.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from cachewright.core import slot as slots
+from cachewright.core.breaker import Level
+from cachewright.core.slot import Slot, StoredEntry
+from cachewright.core.state import FOREVER_MS, State, now_ms
+from cachewright.errors import TierError, TierUnavailable
+from cachewright.options import Options
+from cachewright.runtime.base import Job, Runtime
+from cachewright.tiers.base import Swap
+
+__all__ = ["Held", "Watch", "abandon_all", "commit_all", "lease_life"]
+
+POLL_FIRST, POLL_LONGEST = 0.005, 0.05
+TAKEOVER_MARGIN_MS = 500  # hosts' clocks may differ by so much before a living lease is taken for dead
+
+
+def lease_life(state: State, options: Options) -> int:
+    """A lease's life in ms. In process memory it needs no end: its holder cannot die without it."""
+    return FOREVER_MS if state.chain.in_memory else int(options.lease * 1000)
+
+
+class Held:
+    """A lease of ours in one tier."""
+
+    def __init__(self, state: State, level: Level, key: str, token: bytes, slot: Slot) -> None:
+        self.state, self.level, self.key, self.token = state, level, key, token
+        self.slot: Slot | None = slot  # what we believe stands there
+        self.lost = False
+        self._beat: Job | None = None
+
+    def start_heartbeat(self, rt: Runtime) -> None:
+        """Renews the lease every third of its life (rarely: over a stale entry each renewal is news to all)."""
+        if self.slot is None or self.slot.lease is None or self.slot.lease.life >= FOREVER_MS:
+            return
+        self._beat = rt.every(self.slot.lease.life / 3000, lambda: self._renew(rt), f"lease of {self.key}")
+
+    def stop_heartbeat(self) -> None:
+        """No renewal starts from here on; one under way loses against the commit, or the commit repeats."""
+        if self._beat is not None:
+            self._beat.cancel()
+            self._beat = None
+
+    async def _renew(self, rt: Runtime) -> bool:
+        for _ in range(3):
+            new = slots.renew_lease(self.slot, self.token, now=now_ms(rt), nonce=rt.new_id())
+            if new is None:
+                self.lost = True
+                return False
+            try:
+                swapped = await self.level.swap_one(rt, self.key, self.slot, new)
+            except TierUnavailable:
+                return True  # the next beat tries again; the lease outlives two that fail
+            self.slot = new if swapped.done else swapped.current
+            if swapped.done:
+                return True
+        return True
+
+    async def commit(self, rt: Runtime, entry: StoredEntry) -> bool:
+        """Puts the entry in the lease's place; False where the lease is gone, or its fate unknown."""
+        self.stop_heartbeat()
+        while (new := slots.commit_load(self.slot, self.token, entry, nonce=rt.new_id())) is not None:
+            try:
+                swapped = await self.level.swap_one(rt, self.key, self.slot, new)
+            except TierError as error:
+                if self.state.strict and not isinstance(error, TierUnavailable):
+                    raise
+                return False
+            if swapped.done:
+                return True
+            self.slot = swapped.current
+        return False
+
+    async def abandon(self, rt: Runtime, retry_at: int = 0) -> bool:
+        """Gives the lease back; True where it still stood, so that nothing changed the key meanwhile."""
+        self.stop_heartbeat()
+        while True:
+            mine, new = slots.abandon(self.slot, self.token, nonce=rt.new_id(), retry_at=retry_at)
+            if not mine:
+                return False
+            try:
+                swapped = await self.level.swap_one(rt, self.key, self.slot, new)
+            except TierError:
+                return False  # it dies by its life
+            if swapped.done:
+                return True
+            self.slot = swapped.current
+
+
+async def commit_all(rt: Runtime, pairs: Sequence[tuple[Held, StoredEntry]]) -> list[bool]:
+    """`Held.commit` for leases of one tier, in one batch; the few that are refused repeat by themselves."""
+    if len(pairs) == 1:
+        return [await held.commit(rt, entry) for held, entry in pairs]
+    done = await _swap_all(rt, [held for held, _ in pairs], dict(pairs))
+    return [ok or await held.commit(rt, entry) for ok, (held, entry) in zip(done, pairs, strict=True)]
+
+
+async def abandon_all(rt: Runtime, helds: Sequence[Held]) -> list[bool]:
+    """`Held.abandon` for leases of one tier, in one batch."""
+    if len(helds) == 1:
+        return [await held.abandon(rt) for held in helds]
+    done = await _swap_all(rt, helds, {})
+    return [ok or await held.abandon(rt) for ok, held in zip(done, helds, strict=True)]
+
+
+async def _swap_all(rt: Runtime, helds: Sequence[Held], entries: Mapping[Held, StoredEntry]) -> list[bool]:
+    """One try for all; a tier that cannot be reached leaves every one undone (and lost)."""
+    swaps = []
+    for held in helds:
+        held.stop_heartbeat()
+        entry = entries.get(held)
+        if entry is not None:
+            new = slots.commit_load(held.slot, held.token, entry, nonce=rt.new_id())
+        else:
+            new = slots.abandon(held.slot, held.token, nonce=rt.new_id())[1]
+        swaps.append(Swap(held.key, held.slot, new))
+    if not swaps:
+        return []
+    try:
+        results = await helds[0].level.swap(rt, swaps)
+    except TierError:
+        for held in helds:
+            held.slot = None
+        return [False] * len(helds)
+    for held, swapped in zip(helds, results, strict=True):
+        if not swapped.done:
+            held.slot = swapped.current
+    return [swapped.done for swapped in results]
+
+
+class Watch:
+    """Waiting for a lease that somebody else holds, and judging whether that one is dead.
+
+    The better judge is an own clock that has seen the same lease, never renewed, for a full life. One who comes late
+    goes by the deadline written in it, with a margin for clocks that differ.
+    """
+
+    def __init__(self) -> None:
+        self._nonce: bytes | None = None
+        self._since = 0.0
+        self.pauses = 0
+
+    def is_dead(self, rt: Runtime, slot: Slot) -> bool:
+        """Whether the slot's lease may be taken over."""
+        lease = slot.lease
+        if lease is None:
+            return False
+        if now_ms(rt) > lease.deadline + TAKEOVER_MARGIN_MS:
+            return True
+        if self._nonce != slot.nonce:
+            self._nonce, self._since = slot.nonce, rt.monotonic()
+            return False
+        return rt.monotonic() - self._since >= lease.life / 1000
+
+    async def pause(self, rt: Runtime) -> None:
+        """One growing, jittered pause."""
+        self.pauses += 1
+        longest = min(POLL_LONGEST, POLL_FIRST * 2 ** min(self.pauses - 1, 10))
+        await rt.sleep(longest * (0.75 + rt.random() / 2))

@@ -1,0 +1,141 @@
+"""Loading a key: join or lead its flight. What a leader does is in `leading`; `get_or_load` is the way in.
+
+Who waits, and for how long, is decided here: soft and hard timeouts, cancelled leaders, loops that stopped.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from cachewright.core.flight import ABSENT, Flight, Outcome, Phase, check_recursion, current_load
+from cachewright.core.leading import Leading, Plan
+from cachewright.core.state import State, now_ms
+from cachewright.errors import LoadTimeout, TierUnavailable
+from cachewright.events import RefreshFailed, StaleServed
+from cachewright.options import MISSING
+from cachewright.runtime.base import Runtime, Waiter
+
+__all__ = ["get_or_load"]
+
+LOOK_AGAIN = 0.5  # seconds after which one who waits makes sure that the leader still lives
+
+
+async def get_or_load(state: State, rt: Runtime, plan: Plan) -> Any:
+    """The key's value: found, or loaded once for all who ask.
+
+    Raises:
+        LoadTimeout: ``load_timeout`` passed and no stale value may be used.
+        RecursiveLoadError: the loader of this key asked for it.
+        Exception: whatever the loader raised, where no stale value may be used.
+    """
+    # One who cannot use a flight's result goes round again; the third time alone, so that nobody starves.
+    for _ in range(2):
+        flight, joined, waiter = state.flights.join(state, plan.key, rt, forced=plan.forced)
+        if waiter is None:
+            if not plan.options.background:
+                return await _lead(state, rt, plan, flight)
+            waiter = rt.waiter()
+            flight.waiters.append(waiter)
+            _lead_behind(state, rt, plan, flight)
+        value = await _follow(state, rt, plan, flight, joined, waiter)
+        if value is not MISSING:
+            return value
+    check_recursion(current_load(), state, plan.key)
+    return await _lead(state, rt, plan, Flight(plan.forced))
+
+
+def refresh_behind(state: State, rt: Runtime, plan: Plan) -> None:
+    """Starts one refresh of the key in the background of this process; a second call meanwhile does nothing.
+
+    It flies alone, so that readers need not wait for it: they find the stale or fresh entry beside its lease.
+    """
+    if not state.claim_refresh(plan.key):
+        return
+
+    async def refresh() -> None:
+        try:
+            await _lead(state, rt, plan, Flight(plan.forced))
+        except Exception as error:
+            state.hub.emit(RefreshFailed(plan.key, error))
+        finally:
+            state.refreshing.discard(plan.key)
+
+    state.spawn(rt, refresh, f"refresh of {plan.key}")
+
+
+def _lead_behind(state: State, rt: Runtime, plan: Plan, flight: Flight) -> None:
+    async def lead() -> None:
+        try:
+            await _lead(state, rt, plan, flight)
+        except Exception as error:
+            # Those who still wait have it from the flight; for those who stopped waiting it must not be lost.
+            state.hub.emit(RefreshFailed(plan.key, error))
+
+    state.spawn(rt, lead, f"load of {plan.key}")
+
+
+async def _lead(state: State, rt: Runtime, plan: Plan, flight: Flight) -> Any:
+    flight.thread, flight.leader_alive = rt.whoami()
+    leading = Leading(state, rt, plan, flight, refresh_behind)
+    try:
+        outcome, flight.value = await leading.run()
+    except Exception as error:
+        flight.error = error
+        state.flights.finish(plan.key, flight, Outcome.FAILED)
+        raise
+    except BaseException:
+        # Cancelled, or the interpreter is stopping: that is this caller's fate alone; another leads.
+        state.flights.finish(plan.key, flight, Outcome.HANDED_ON)
+        raise
+    state.flights.finish(plan.key, flight, outcome)
+    return flight.value
+
+
+async def _follow(
+    state: State, rt: Runtime, plan: Plan, flight: Flight, joined: Phase, waiter: Waiter
+) -> Any:
+    """Waits for a flight; its value, or `MISSING` where this caller must not take it."""
+    started = rt.monotonic()
+    soft, hard = plan.options.soft_timeout, plan.options.load_timeout
+    try:
+        while flight.outcome is None:
+            waited = rt.monotonic() - started
+            if soft is not None and waited >= soft:
+                soft = None
+                stale = await _stale_now(state, rt, plan)
+                if stale is not MISSING:
+                    return stale
+            if hard is not None and waited >= hard:
+                stale = await _stale_now(state, rt, plan, on_error=True)
+                if stale is not MISSING:
+                    return stale
+                raise LoadTimeout(f"{plan.key!r} was not loaded within load_timeout={hard:g} s")
+            ends = [limit - waited for limit in (soft, hard) if limit is not None and limit > waited]
+            if not await rt.wait(waiter, min([*ends, LOOK_AGAIN])) and not flight.leader_alive():
+                state.flights.finish(plan.key, flight, Outcome.HANDED_ON)
+    finally:
+        state.flights.left(flight, waiter)
+    if not flight.usable(joined) or (plan.forced and flight.outcome is Outcome.FOUND):
+        return MISSING
+    if flight.error is not None:
+        raise flight.error
+    return MISSING if flight.value is ABSENT else flight.value
+
+
+async def _stale_now(state: State, rt: Runtime, plan: Plan, *, on_error: bool = False) -> Any:
+    """The stale value that stands now, read anew: what the leader read before this caller came may be older."""
+    try:
+        standing, generations = await state.chain.authority.read(rt, (plan.key,), plan.tags)
+        slot = standing.get(plan.key)
+        entry = slot.entry if slot is not None else None
+        if entry is None or now_ms(rt) >= (entry.sie_until if on_error else entry.ends):
+            return MISSING
+        if not await state.is_valid(rt, entry, generations):
+            return MISSING
+    except TierUnavailable:
+        return MISSING
+    value = state.value_of(plan.key, entry, plan.options.type, state.chain.authority.tier.name)
+    if value is not MISSING:
+        state.stats.stale_served += 1
+        state.hub.emit(StaleServed(plan.key, "timeout"))
+    return value

@@ -1,0 +1,271 @@
+"""What all operations on one chain share: its tiers in order, codec, flights, counters; and how an entry is made.
+
+A chain is ``[memory >] authority [> lower …]``. The *authority* is the first shared tier; without one it is the last
+tier (SQLite, or memory alone). ``local`` is the memory above an authority of another kind; where memory itself is the
+authority there is no ``local``.
+"""
+
+from __future__ import annotations
+
+import math
+import threading
+from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
+from typing import Any
+
+import msgspec
+
+from cachewright.codecs.base import make_context
+from cachewright.codecs.pipeline import Pipeline
+from cachewright.core.breaker import NAMESPACE_TAG, Level
+from cachewright.core.flight import Flights
+from cachewright.core.slot import NEVER, StoredEntry
+from cachewright.core.stats import Stats
+from cachewright.errors import DecodeError
+from cachewright.events import BackgroundFailed, DecodeFailed, Hub
+from cachewright.options import MISSING, Options
+from cachewright.runtime.base import Job, Runtime
+from cachewright.tiers.base import Generation
+from cachewright.tiers.memory import MemoryTier, Ticket
+
+__all__ = ["Chain", "State", "now_ms"]
+
+FOREVER_MS = 10**12  # life of a lease in process memory: its holder cannot die without it
+
+
+def now_ms(rt: Runtime) -> int:
+    """Wall-clock milliseconds."""
+    return int(rt.now() * 1000)
+
+
+class Chain:
+    """The tiers of one cache, in order."""
+
+    def __init__(self, local: MemoryTier | None, levels: Sequence[Level]) -> None:
+        self.local = local
+        self.levels = tuple(levels)
+        self.authority = levels[0]
+        self.lowers = self.levels[1:]
+        self.in_memory = self.authority.tier.holds_objects
+        # Where `clear` cannot find all slots, every entry carries the namespace's own tag.
+        self.stamped = any(not level.tier.scannable for level in self.levels)
+
+    @property
+    def memory(self) -> MemoryTier | None:
+        """The process memory of this chain, in either role."""
+        tier = self.authority.tier
+        return self.local or (tier if isinstance(tier, MemoryTier) else None)
+
+
+class State:
+    """See the module."""
+
+    def __init__(
+        self,
+        namespace: str,
+        chain: Chain,
+        pipeline: Pipeline,
+        options: Options,
+        *,
+        hub: Hub,
+        strict: bool = False,
+        local_ttl: float = 5.0,
+    ) -> None:
+        self.namespace = namespace
+        self.chain = chain
+        self.pipeline = pipeline
+        self.options = options
+        self.hub = hub
+        self.strict = strict
+        self.local_ttl = local_ttl
+        self.stats = Stats()
+        self.flights = Flights()
+        self.after_fork()
+
+    def after_fork(self) -> None:
+        """In a forked child: flights, background work and connections stayed with the parent."""
+        self._lock = threading.Lock()
+        self._jobs: set[Job] = set()
+        self.refreshing: set[str] = set()
+
+    # ------------------------------------------------------------------------------------------ entries
+
+    def make_entry(
+        self,
+        rt: Runtime,
+        key: str,
+        value: Any,
+        options: Options,
+        marks: Mapping[str, bytes],
+        *,
+        ttl: Any = MISSING,
+        cost: float = 0.0,
+    ) -> StoredEntry:
+        """An entry as the chain's tiers hold it, its times fixed now.
+
+        Args:
+            marks: the generation of each of its tags, captured before the value was read.
+            ttl: seconds; left out, as the options say (``negative_ttl`` for None).
+            cost: seconds that the load took.
+
+        Raises:
+            EncodeError: the value cannot be turned into the bytes that a tier needs.
+        """
+        if ttl is MISSING:
+            negative = value is None and options.negative_ttl is not MISSING
+            ttl = options.negative_ttl if negative else options.ttl
+        born = now_ms(rt)
+        if ttl is None:
+            fresh = swr = sie = NEVER
+        else:
+            fresh = born + max(1, int(ttl * 1000 * (1 - options.jitter * rt.random())))
+            swr = fresh + int(options.stale_while_revalidate * 1000)
+            sie = fresh + int(options.stale_if_error * 1000)
+        codec = codec_flags = 0
+        payload = value
+        if not self.chain.in_memory:
+            codec, codec_flags, payload = self.pipeline.encode(
+                value, make_context(self.namespace, key), options.type
+            )
+        return StoredEntry(
+            payload,
+            born,
+            fresh,
+            swr,
+            sie,
+            int(cost * 1e6),
+            codec,
+            codec_flags,
+            tuple(marks.items()),
+            serve_until=serve_until(born, fresh, cost, options),
+            as_type=options.type,
+        )
+
+    def value_of(self, key: str, entry: StoredEntry, type_: Any, tier: str) -> Any:
+        """The entry's value, or `MISSING` where its payload cannot be read (an event tells why): a miss.
+
+        The payload of an entry in memory is the value itself.
+        """
+        if self.chain.in_memory and (type_ is None or entry.as_type is type_):
+            return entry.payload
+        context = make_context(self.namespace, key)
+        try:
+            if self.chain.in_memory:
+                # Stored plain, asked for typed (or the other way about): what any other tier would answer.
+                codec, flags, payload = self.pipeline.encode(entry.payload, context, entry.as_type)
+                return self.pipeline.decode(codec, flags, payload, context, type_)
+            return self.pipeline.decode(entry.codec, entry.codec_flags, entry.payload, context, type_)
+        except DecodeError as error:
+            self.hub.emit(DecodeFailed(key, tier, error))
+            return MISSING
+
+    # --------------------------------------------------------------------------------------------- tags
+
+    def tags_of(self, tags: Iterable[str]) -> tuple[str, ...]:
+        """The tags that an entry gets, the namespace's own included where `clear` needs it."""
+        return (*tags, NAMESPACE_TAG) if self.chain.stamped else tuple(tags)
+
+    async def capture(
+        self, rt: Runtime, tags: Sequence[str], known: Mapping[str, Generation]
+    ) -> dict[str, bytes]:
+        """The generation of each tag, to be called before the value is read; missing ones are created."""
+        missing = {tag: rt.new_id() for tag in tags if tag not in known}
+        standing = dict(known)
+        if missing:
+            standing.update(await self.chain.authority.set_generations(rt, missing, only_missing=True))
+        return {tag: standing[tag].mark for tag in tags}
+
+    async def is_valid(self, rt: Runtime, entry: StoredEntry, known: Mapping[str, Generation]) -> bool:
+        """Whether the generations that the entry was born under still stand.
+
+        ``known`` must have been read with the slot or after it. Tags that it lacks cost one more round trip; a
+        generation that is missing there makes the entry invalid.
+        """
+        unknown = [tag for tag, _ in entry.tags if tag not in known]
+        if unknown:
+            known = {**known, **(await self.chain.authority.read(rt, (), unknown))[1]}
+        return self.born_under(entry, known)
+
+    def born_under(self, entry: StoredEntry, generations: Mapping[str, Generation]) -> bool:
+        """Whether each of the entry's tags still has the generation that the entry was born under."""
+        for tag, mark in entry.tags:
+            generation = generations.get(tag)
+            if generation is None or generation.mark != mark:
+                return False
+        return bool(entry.tags) or not self.chain.stamped
+
+    # ------------------------------------------------------------------------------------- local memory
+
+    def ticket(self, key: str) -> Ticket | None:
+        """The right to fill local memory later; None where there is none."""
+        return self.chain.local.ticket(key) if self.chain.local is not None else None
+
+    def fill(
+        self, rt: Runtime, ticket: Ticket | None, value: Any, entry: StoredEntry, options: Options
+    ) -> None:
+        """Puts a value in local memory for the rest of its fresh life, at most ``local_ttl``."""
+        if ticket is None or self.chain.local is None:
+            return
+        ends = min(
+            entry.fresh_until, serve_until(entry.born, entry.fresh_until, entry.cost_us / 1e6, options)
+        )
+        fresh_for = min(self.local_ttl, (ends - now_ms(rt)) / 1000) if ends < NEVER else self.local_ttl
+        self.chain.local.fill(
+            ticket,
+            value,
+            fresh_for=fresh_for,
+            tags=tuple(tag for tag, _ in entry.tags),
+            entry=msgspec.structs.replace(entry, payload=None, as_type=options.type),
+        )
+
+    def kill_local(self, keys: Sequence[str]) -> None:
+        """Own entries and pending fills die, and flights that are under way are old from now on."""
+        if self.chain.local is not None:
+            self.chain.local.kill(keys)
+        self.flights.kill(list(keys))
+
+    # --------------------------------------------------------------------------------- background work
+
+    def spawn(self, rt: Runtime, work: Callable[[], Coroutine[Any, Any, None]], name: str) -> Job:
+        """Starts work behind the caller; it is stopped at close, and what it raises is an event."""
+
+        async def run() -> None:
+            try:
+                await work()
+            except Exception as error:
+                self.hub.emit(BackgroundFailed(name, error))
+
+        job = rt.spawn(run, name)
+        with self._lock:
+            self._jobs = {j for j in self._jobs if not j.done()}
+            self._jobs.add(job)
+        return job
+
+    def stop_jobs(self) -> list[Job]:
+        """Asks all background work to stop; returns what is still running."""
+        with self._lock:
+            jobs, self._jobs = self._jobs, set()
+        for job in jobs:
+            job.cancel()
+        return [job for job in jobs if not job.done()]
+
+    def claim_refresh(self, key: str) -> bool:
+        """True for the one caller that is to refresh ``key`` in the background of this process."""
+        with self._lock:
+            if key in self.refreshing:
+                return False
+            self.refreshing.add(key)
+            return True
+
+
+def serve_until(born: int, fresh_until: int, cost: float, options: Options) -> int:
+    """Until when memory may answer for an entry without asking the core.
+
+    Normally that is ``fresh_until``. With ``refresh_ahead`` the core must see some reads before: from the given
+    fraction of the life on, or, for XFetch, from where a refresh becomes likelier than one read in 20,000.
+    """
+    ahead = options.refresh_ahead
+    if ahead is False or fresh_until >= NEVER:
+        return fresh_until
+    if ahead is True:
+        return fresh_until - int(cost * 1000 * math.log(20_000))
+    return born + int((fresh_until - born) * ahead)

@@ -1,0 +1,264 @@
+"""Options: what each means, its default and its rule; how those of cache, decorator and call merge.
+
+The nearest wins: a call's option over the decorator's or repository's, over the cache's. Merged sets are frozen. An
+entry's times are fixed when it is stored: a later call's options govern only what that call loads.
+"""
+
+from __future__ import annotations
+
+import enum
+import math
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, fields, replace
+from datetime import timedelta
+from typing import Any, Final, Generic, Literal, TypedDict, TypeVar
+
+from cachewright.errors import ConfigurationError
+from cachewright.keys import check_tag
+from cachewright.spelling import did_you_mean
+
+__all__ = [
+    "DEFAULTS",
+    "MISSING",
+    "Entry",
+    "Freshness",
+    "Missing",
+    "Options",
+    "Retry",
+    "Seconds",
+    "merge",
+    "seconds",
+]
+
+T = TypeVar("T")
+Seconds = float | int | timedelta
+
+
+class Missing(enum.Enum):
+    """The type of `MISSING`."""
+
+    MISSING = "MISSING"
+
+    def __bool__(self) -> Literal[False]:
+        return False
+
+    def __repr__(self) -> str:
+        return "cachewright.MISSING"
+
+
+MISSING: Final = Missing.MISSING
+"""Says "no value" where ``None`` is one."""
+
+
+class Entry(Generic[T]):
+    """What a loader may return instead of the bare value, to say how long it is good and what it belongs to.
+
+    Args:
+        value: the value.
+        ttl: seconds of freshness; left out, the load's own ``ttl`` holds. ``None`` never expires.
+        tags: further tags. They are known only now, so they cannot have been captured before the load: where one of
+            them changed while the loader ran, the value goes to the caller and is not stored.
+    """
+
+    __slots__ = ("tags", "ttl", "value")
+
+    def __init__(
+        self, value: T, *, ttl: Seconds | Missing | None = MISSING, tags: Iterable[str] = ()
+    ) -> None:
+        self.value = value
+        self.ttl = ttl if ttl is MISSING else seconds("ttl", ttl, none=True)
+        self.tags = _tags(tags)
+
+    def __repr__(self) -> str:
+        return f"Entry({self.value!r}, ttl={self.ttl!r}, tags={self.tags!r})"
+
+
+@dataclass(frozen=True, slots=True)
+class Retry:
+    """How a failing loader is tried again (tenacity's exponential wait with jitter).
+
+    Attributes:
+        attempts: further tries after the first.
+        wait: seconds before the second try; doubled each time.
+        max_wait: the longest pause, in seconds.
+        on: the exceptions that are worth another try.
+    """
+
+    attempts: int = 2
+    wait: float = 0.1
+    max_wait: float = 2.0
+    on: tuple[type[Exception], ...] = (Exception,)
+
+
+class Freshness(TypedDict, total=False):
+    """The keyword options that ``cached``, ``repository``, ``get_or_set`` and ``set`` accept alike."""
+
+    ttl: Seconds | None
+    jitter: float
+    stale_while_revalidate: Seconds
+    stale_if_error: Seconds
+    refresh_ahead: bool | float
+    soft_timeout: Seconds | None
+    load_timeout: Seconds | None
+    negative_ttl: Seconds | None
+    retries: int | Retry
+    error_ttl: Seconds
+    lease: Seconds
+    tags: str | Iterable[str]
+    store_if: Callable[[Any], bool] | None
+    type: Any
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """One merged set. Times are seconds.
+
+    Attributes:
+        ttl: how long an entry is fresh; None never expires.
+        jitter: up to this share of ``ttl`` is taken off at random, so that what was filled together does not expire
+            together. Never longer than asked.
+        stale_while_revalidate: how long after ``ttl`` a stale value is served at once, refreshed behind.
+        stale_if_error: how long after ``ttl`` a stale value is served where the loader fails.
+        refresh_ahead: refresh before the entry turns stale: ``True`` by XFetch with the measured load time, or a
+            fraction of the life after which the next read refreshes behind.
+        soft_timeout: where a stale value is at hand, wait no longer than this for the loader.
+        load_timeout: wait no longer than this for the loader; then `LoadTimeout`.
+        negative_ttl: ``ttl`` of a loaded None; left out, ``ttl``.
+        retries: further tries of a failing loader.
+        error_ttl: after a failed load over a stale value, how long the loader is left alone.
+        lease: life of the lease; renewed while the loader runs.
+        tags: what the entry belongs to.
+        store_if: asked with the value; False returns it without storing it.
+        type: what stored bytes are converted to; None: the plain types.
+    """
+
+    ttl: float | None = 300.0
+    jitter: float = 0.1
+    stale_while_revalidate: float = 0.0
+    stale_if_error: float = 0.0
+    refresh_ahead: bool | float = False
+    soft_timeout: float | None = None
+    load_timeout: float | None = None
+    negative_ttl: float | Missing | None = MISSING
+    retries: Retry | None = None
+    error_ttl: float = 1.0
+    lease: float = 5.0
+    tags: tuple[str, ...] = ()
+    store_if: Callable[[Any], bool] | None = None
+    type: Any = None
+
+    @property
+    def background(self) -> bool:
+        """The load runs behind the caller, who may stop waiting for it."""
+        return self.soft_timeout is not None or self.load_timeout is not None
+
+
+DEFAULTS: Final = Options()
+_NAMES: Final = tuple(field.name for field in fields(Options))
+
+
+def seconds(name: str, value: object, *, none: bool = False, zero: bool = False) -> float | None:
+    """A time option as float seconds.
+
+    Raises:
+        ConfigurationError: neither a number nor a ``timedelta``, not finite, negative, or zero where that means
+            nothing.
+    """
+    if value is None and none:
+        return None
+    if isinstance(value, timedelta):
+        value = value.total_seconds()
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        allowed = "seconds (int or float) or a timedelta" + (", or None" if none else "")
+        raise ConfigurationError(f"{name}={value!r}: expected {allowed}")
+    if not math.isfinite(value) or value < 0 or (value == 0 and not zero):
+        least = "not negative" if zero else "above 0"
+        hint = "; None means 'never expires'" if name == "ttl" else ""
+        raise ConfigurationError(f"{name}={value!r}: must be finite and {least}{hint}")
+    return float(value)
+
+
+def merge(base: Options, given: Mapping[str, Any]) -> Options:
+    """``base`` with what is given laid over it.
+
+    Raises:
+        ConfigurationError: an unknown name (the nearest right one is named) or a value that breaks its rule.
+    """
+    if not given:
+        return base
+    return replace(base, **{name: _check(name, value) for name, value in given.items()})
+
+
+def _check(name: str, value: Any) -> Any:
+    rule = _RULES.get(name)
+    if rule is None:
+        raise ConfigurationError(f"there is no option {name!r}{did_you_mean(name, _NAMES)}")
+    return rule(name, value)
+
+
+def _required(name: str, value: Any) -> Any:
+    return seconds(name, value)
+
+
+def _optional(name: str, value: Any) -> Any:
+    return seconds(name, value, none=True)
+
+
+def _window(name: str, value: Any) -> Any:
+    return seconds(name, value, zero=True)
+
+
+def _share(name: str, value: Any) -> Any:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < 1:
+        raise ConfigurationError(f"{name}={value!r}: expected a share of the ttl, 0 <= {name} < 1")
+    return float(value)
+
+
+def _ahead(name: str, value: Any) -> Any:
+    if isinstance(value, bool):
+        return value
+    if isinstance(value, int | float) and 0 < value < 1:
+        return float(value)
+    raise ConfigurationError(f"{name}={value!r}: expected False, True (XFetch) or a fraction between 0 and 1")
+
+
+def _retry(name: str, value: Any) -> Any:
+    if isinstance(value, Retry):
+        return value
+    if isinstance(value, bool) or not isinstance(value, int) or value < 0:
+        raise ConfigurationError(f"{name}={value!r}: expected how many further tries (0, 1, …) or a Retry(…)")
+    return Retry(value) if value else None
+
+
+def _tags(value: Any) -> tuple[str, ...]:
+    names = (value,) if isinstance(value, str) else tuple(value)
+    if len(names) > 64:
+        raise ConfigurationError(f"{len(names)} tags on one entry: at most 64")
+    for tag in names:
+        if check_tag(tag).startswith("\0"):
+            raise ConfigurationError(f"tag {tag!r}: tags that begin with NUL are the cache's own")
+    return tuple(dict.fromkeys(names))
+
+
+def _function(name: str, value: Any) -> Any:
+    if value is not None and not callable(value):
+        raise ConfigurationError(f"{name}={value!r}: expected a function of the value, or None")
+    return value
+
+
+_RULES: Final[dict[str, Callable[[str, Any], Any]]] = {
+    "ttl": _optional,
+    "jitter": _share,
+    "stale_while_revalidate": _window,
+    "stale_if_error": _window,
+    "refresh_ahead": _ahead,
+    "soft_timeout": _optional,
+    "load_timeout": _optional,
+    "negative_ttl": _optional,
+    "retries": _retry,
+    "error_ttl": _window,
+    "lease": _required,
+    "tags": lambda _, value: _tags(value),
+    "store_if": _function,
+    "type": lambda _, value: value,
+}
