@@ -1,1 +1,1 @@
-"""Codecs: how values become bytes, with compression, signing and encryption around them."""
+"""Values to bytes and back: exact, bounded, and safe against whatever stands in a shared store."""
