@@ -120,10 +120,12 @@ _EXPECTED: dict[str, frozenset[bytes]] = {
 
 
 def check(tier: str, request: Request, reply: Reply) -> None:
-    """Raises `TierProtocolError` unless ``reply`` can be the answer to ``request``."""
+    """Raises `TierProtocolError` unless ``reply`` can be the answer to ``request``; `OSError` if the server is full."""
     status = reply.status
     if status == b"SERVER_ERROR":
         return
+    if status == b"ERROR" and reply.text.startswith("Too many open connections"):
+        raise ConnectionRefusedError(reply.text)
     if status not in _EXPECTED[request.verb]:
         told = f"{status.decode()} {reply.text}".strip()
         hint = "; the meta protocol needs Memcached 1.6 or newer" if status == b"ERROR" else ""

@@ -171,38 +171,42 @@ class _Link:
     def _read(self) -> None:
         if self._sock is None or self.dead:
             return
+        ended: list[_Waiting] = []
         try:
             data = self._sock.recv(RECEIVE)
             if not data:
                 raise ConnectionResetError("the server closed the connection")
             for reply in self._parser.feed(data):
-                self._take(reply)
+                self._take(reply, ended)
             if self._parser.pending:
-                if not self._line:
-                    raise TierProtocolError(self._tier, "an answer that nobody asked for")
-                self._line[0].heard = True
+                self._head("the beginning of one").heard = True
         except BlockingIOError:
             return
         except TierProtocolError as error:
-            if (
-                self._line
-            ):  # the head of the line was given nonsense; those behind it only lost their connection
-                self._line.popleft().tell(error)
+            # What came along with nonsense is not to be believed either. Those further back in line were told
+            # nothing yet and have only lost their connection.
+            for waiting in [*ended, *([self._line.popleft()] if self._line else [])]:
+                waiting.tell(error)
             self._broken(ConnectionResetError("closed after an answer that makes no sense"))
+            return
         except OSError as error:
             self._broken(error)
-
-    def _take(self, reply: Reply) -> None:
+        for waiting in ended:
+            waiting.tell(waiting.turn.answer())
         if not self._line:
-            raise TierProtocolError(self._tier, f"an answer that nobody asked for: {reply.status.decode()}")
-        head = self._line[0]
+            self._used = time.monotonic()
+
+    def _take(self, reply: Reply, ended: list[_Waiting]) -> None:
+        head = self._head(reply.status.decode())
         head.heard = True
         head.turn.take(reply)
         if head.turn.complete:
-            self._line.popleft()
-            head.tell(head.turn.answer())
-            if not self._line:
-                self._used = time.monotonic()
+            ended.append(self._line.popleft())
+
+    def _head(self, what: str) -> _Waiting:
+        if not self._line:
+            raise TierProtocolError(self._tier, f"an answer that nobody asked for: {what}")
+        return self._line[0]
 
     # ------------------------------------------------------------------ the end
 
