@@ -58,7 +58,9 @@ class Rounds:
 
     async def _save(self, rt: Runtime, records: Sequence[Record]) -> tuple[list[Outcome], list[Record]]:
         """Outcomes, and the records whose flushers died with them so often that they are not tried again."""
-        spent, rest, outcomes = [], [], []
+        spent: list[Record] = []
+        rest: list[Record] = []
+        outcomes: list[Outcome] = []
         for record in records:
             if record.state == "held":
                 outcomes.append(Outcome(record))  # its writer is gone; only its slot is to be dropped

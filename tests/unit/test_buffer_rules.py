@@ -1,0 +1,399 @@
+"""The buffer's rules: one record per key, claims on keys, acknowledgement by token and sequence, settling, bounds."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+from cachewright.behind.buffers import open_buffer
+from cachewright.behind.buffers.base import Ack, Failure, NewRecord
+from cachewright.behind.buffers.holder import is_dead, this_process
+from cachewright.errors import BufferFull, NotDirtyError
+from cachewright.runtime.base import drive
+from cachewright.runtime.threads import ThreadRuntime
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.time = 1_000_000.0
+
+    def now(self) -> float:
+        return self.time
+
+    def monotonic(self) -> float:
+        return self.time
+
+
+class Desk:
+    """A buffer, driven by hand on a clock that only the test moves."""
+
+    def __init__(self, folder, **bounds) -> None:
+        self.clock = Clock()
+        self.rt = ThreadRuntime(self.clock)
+        self.buffer = open_buffer(f"sqlite:///{folder}/buffer.db", "shop/user", **bounds)
+
+    def put(self, key, value: bytes | None = b"v", **more) -> int:
+        return drive(self.buffer.append(self.rt, [NewRecord(key, key.encode(), value)], **more))[0]
+
+    def claim(self, token: bytes = b"flusher1", limit: int = 100, life: float = 5.0, **more):
+        return drive(self.buffer.claim(self.rt, limit, token, life, **more))
+
+    def ack(self, record, token: bytes = b"flusher1", settle: float = 5.0, unsure: bool = False) -> int:
+        acks = [Ack(record.key, record.sequence, unsure)]
+        return drive(self.buffer.acknowledge(self.rt, token, acks, settle=settle))
+
+    def fail(self, record, token: bytes = b"flusher1", wait: float = 1.0, settle: float = 5.0, **more):
+        failure = Failure(record.key, record.sequence, "Boom: x", self.clock.time + wait, **more)
+        return drive(self.buffer.fail(self.rt, token, [failure], settle=settle))
+
+    def read(self, *keys):
+        return drive(self.buffer.read(self.rt, keys))
+
+    def stats(self):
+        return drive(self.buffer.stats(self.rt))
+
+    def next_due(self, **more):
+        return drive(self.buffer.next_due(self.rt, **more))
+
+
+@pytest.fixture
+def desk(tmp_path):
+    desk = Desk(tmp_path)
+    yield desk
+    desk.buffer.close()
+
+
+def test_the_newest_state_of_a_key_wins_and_a_delete_is_a_state(desk):
+    first = desk.put("a", b"1")
+    second = desk.put("a", b"2")
+    third = desk.put("a", None)
+    assert first < second < third
+    assert desk.read("a")["a"].state == "tombstone"
+    (record,) = desk.claim()
+    assert (record.state, record.payload, record.sequence) == ("tombstone", None, third)
+    assert desk.put("b", b"") > third
+    assert desk.read("b")["b"].payload == b""
+
+
+def test_a_sequence_never_goes_back_not_even_after_a_delete_or_a_clock_set_back(desk):
+    first = desk.put("a")
+    (record,) = desk.claim()
+    assert desk.ack(record) == 1
+    desk.clock.time -= 3600
+    assert desk.put("a") > first
+    desk.clock.time += 7200
+    assert desk.put("a") >= int(desk.clock.time * 1_000_000)
+
+
+def test_an_acknowledgement_of_an_older_sequence_removes_nothing(desk):
+    desk.put("a", b"1")
+    (record,) = desk.claim()
+    newer = desk.put("a", b"2")
+    assert desk.ack(record) == 0
+    assert desk.read("a")["a"].sequence == newer
+    assert [r.payload for r in desk.claim(b"flusher2")] == [b"2"], "due at once, its claim released"
+
+
+def test_an_append_keeps_the_claim_so_that_nobody_saves_beside_the_one_who_saves(desk):
+    desk.put("a", b"1")
+    desk.claim(b"flusher1")
+    desk.put("a", b"2")
+    assert desk.claim(b"flusher2") == []
+
+
+def test_who_lost_the_claim_can_neither_acknowledge_nor_fail_nor_renew(desk):
+    desk.put("a", b"1")
+    (mine,) = desk.claim(b"flusher1")
+    desk.clock.time += 6
+    (theirs,) = desk.claim(b"flusher2")
+    assert theirs.suspect
+    assert theirs.tries == 1
+    assert desk.ack(mine, b"flusher1") == 0
+    desk.fail(mine, b"flusher1", dead=True)
+    assert drive(desk.buffer.renew(desk.rt, b"flusher1", 5)) == 0
+    assert desk.read("a")["a"].token == b"flusher2"
+    assert not desk.read("a")["a"].dead
+
+
+def test_a_renewed_claim_is_not_taken_over(desk):
+    desk.put("a")
+    desk.claim(b"flusher1")
+    desk.clock.time += 4
+    assert drive(desk.buffer.renew(desk.rt, b"flusher1", 5)) == 1
+    desk.clock.time += 4
+    assert desk.claim(b"flusher2") == []
+    desk.clock.time += 1
+    assert len(desk.claim(b"flusher2")) == 1
+
+
+def test_a_suspect_key_settles_once_and_counts_as_dirty_until_then(desk):
+    desk.put("a")
+    (record,) = desk.claim()
+    desk.fail(record)
+    desk.clock.time += 1
+    (record,) = desk.claim()
+    assert record.suspect
+    assert desk.ack(record) == 0
+    assert desk.stats().settling == desk.stats().dirty == 1
+    assert desk.claim() == [], "not before the settle time"
+    desk.clock.time += 5
+    (record,) = desk.claim()
+    assert record.settling
+    assert desk.ack(record) == 1
+    assert desk.stats().dirty == 0
+
+
+def test_suspicion_stays_with_the_key_across_appends(desk):
+    desk.put("a", b"1")
+    (record,) = desk.claim()
+    desk.fail(record)
+    desk.put("a", b"2")
+    desk.clock.time += 1
+    (record,) = desk.claim()
+    assert desk.ack(record) == 0, "the save of 1 may still land over 2"
+    desk.put("a", b"3")
+    (record,) = desk.claim()
+    assert (record.payload, record.suspect, record.settling) == (b"3", True, False)
+    assert desk.ack(record) == 0
+    desk.clock.time += 5
+    (record,) = desk.claim()
+    assert desk.ack(record) == 1
+
+
+def test_a_settling_record_whose_claim_is_taken_over_settles_anew(desk):
+    desk.put("a")
+    (record,) = desk.claim()
+    desk.ack(record, unsure=True)
+    desk.clock.time += 5
+    assert desk.claim()[0].settling
+    desk.clock.time += 6
+    (record,) = desk.claim(b"flusher2")
+    assert (record.suspect, record.settling) == (True, False)
+    assert desk.ack(record, b"flusher2") == 0
+
+
+def test_a_saver_that_refuses_older_sequences_needs_no_settling(desk):
+    desk.put("a")
+    (record,) = desk.claim()
+    desk.fail(record, settle=0)
+    desk.clock.time += 1
+    (record,) = desk.claim()
+    assert not record.suspect
+    assert desk.ack(record, settle=0, unsure=True) == 1
+
+
+def test_a_failure_that_changed_nothing_makes_no_suspect(desk):
+    desk.put("a")
+    (record,) = desk.claim()
+    desk.fail(record, unknown=False)
+    desk.clock.time += 1
+    (record,) = desk.claim()
+    assert (record.tries, record.last_error, record.suspect) == (1, "Boom: x", False)
+    assert desk.ack(record) == 1
+
+
+def test_a_failed_record_waits_and_blocks_only_its_own_key(desk):
+    desk.put("a")
+    desk.put("b")
+    poison, other = desk.claim()
+    desk.fail(poison, wait=30)
+    desk.ack(other)
+    desk.put("c")
+    assert [r.key for r in desk.claim()] == ["c"]
+    assert desk.next_due() == pytest.approx(desk.clock.time + 5), "c's claim"
+    desk.put("a", b"mended")
+    desk.clock.time += 1
+    assert [r.key for r in desk.claim(b"flusher2")] == ["a"], "a newer state waits a second at most"
+
+
+def test_a_newer_state_is_not_given_up_for_the_older_ones_failures(desk):
+    desk.put("a", b"1")
+    (record,) = desk.claim()
+    desk.put("a", b"2")
+    assert desk.fail(record, dead=True) == []
+    found = desk.read("a")["a"]
+    assert (found.dead, found.tries, found.payload) == (False, 0, b"2")
+
+
+def test_a_dead_letter_is_read_replayed_replaced_and_discarded(desk):
+    def die():
+        desk.put("a", b"1")
+        (record,) = desk.claim()
+        assert desk.fail(record, dead=True, unknown=False) == ["a"]
+
+    die()
+    assert desk.read("a")["a"].dead
+    assert desk.claim() == []
+    assert desk.next_due() is None
+    assert (desk.stats().dirty, desk.stats().dead) == (0, 1)
+    assert [r.last_error for r in drive(desk.buffer.records(desk.rt, dead=True))] == ["Boom: x"]
+    drive(desk.buffer.replay(desk.rt, "a"))
+    (record,) = desk.claim()
+    assert (record.tries, record.dead) == (0, False)
+    assert desk.ack(record) == 1
+    with pytest.raises(NotDirtyError, match="'a'"):
+        drive(desk.buffer.replay(desk.rt, "a"))
+
+    die()
+    desk.put("a", b"2")
+    with pytest.raises(NotDirtyError):
+        drive(desk.buffer.replay(desk.rt, "a"))
+    with pytest.raises(NotDirtyError):
+        drive(desk.buffer.discard(desk.rt, "a"))
+    (record,) = desk.claim()
+    assert (record.payload, record.dead) == (b"2", False)
+    desk.ack(record)
+
+    die()
+    assert drive(desk.buffer.discard(desk.rt, "a")).payload == b"1"
+    assert desk.read("a") == {}
+    assert desk.stats().bytes == 0
+
+
+def test_the_coalescing_window_runs_from_the_first_write(desk):
+    desk.put("a", b"1", delay=10)
+    desk.clock.time += 6
+    desk.put("a", b"2", delay=10)
+    assert desk.claim() == []
+    assert desk.next_due() == pytest.approx(1_000_010)
+    assert desk.next_due(hurry=True) == 0
+    desk.clock.time += 4
+    assert [r.payload for r in desk.claim()] == [b"2"]
+    desk.put("b", delay=10)
+    assert [r.key for r in desk.claim(b"flusher2", hurry=True)] == ["b"]
+
+
+def test_hurry_skips_the_window_but_neither_back_off_nor_settling(desk):
+    for key in ("failed", "settling"):
+        desk.put(key)
+    failed, settling = desk.claim()
+    desk.fail(failed, unknown=False)
+    desk.ack(settling, unsure=True)
+    assert desk.claim(hurry=True) == []
+    assert desk.next_due(hurry=True) == pytest.approx(desk.clock.time + 1)
+
+
+def test_claims_of_chosen_keys(desk):
+    for key in "abc":
+        desk.put(key)
+    assert [r.key for r in desk.claim(keys=["b", "x"])] == ["b"]
+    assert [r.key for r in desk.claim(b"flusher2", limit=1)] == ["a"]
+    drive(desk.buffer.release(desk.rt, b"flusher2"))
+    assert [r.key for r in desk.claim(b"flusher3")] == ["a", "c"]
+    assert not any(r.suspect for r in desk.claim(b"flusher4"))
+
+
+def test_taken_over_records_come_alone(desk):
+    for key in "abc":
+        desk.put(key)
+    desk.claim(b"flusher1")
+    desk.clock.time += 6
+    desk.put("d")
+    seen = []
+    for number in range(4):
+        seen.append([r.key for r in desk.claim(b"flush-%d" % number)])
+    assert seen == [["a"], ["b"], ["c"], ["d"]]
+
+
+def test_bounds_in_records_and_bytes(tmp_path):
+    desk = Desk(tmp_path, max_dirty=2, max_dirty_bytes=100)
+    desk.put("a", b"x" * 10)
+    desk.put("b", b"x" * 10)
+    with pytest.raises(BufferFull, match="2 records of at most 2"):
+        desk.put("c")
+    desk.put("a", b"y" * 20)
+    with pytest.raises(BufferFull, match="bytes"):
+        desk.put("a", b"y" * 90)
+    assert desk.read("a")["a"].payload == b"y" * 20
+    desk.put("a", b"y" * 90, overflow=True)
+    desk.put("a", b"")
+    first = desk.claim()[0]
+    desk.ack(first)
+    desk.put("c")
+    assert (desk.stats().dirty, desk.stats().bytes) == (2, 12 + 3)
+
+
+def test_the_count_of_the_bounds_is_what_stands_in_the_file(tmp_path):
+    desk = Desk(tmp_path, max_dirty=3)
+    for _ in range(3):
+        for key in "abc":
+            desk.put(key)
+            desk.put(key, b"longer than before")
+        for record in desk.claim():
+            desk.ack(record)
+    token = b"through!"
+    for _ in range(4):
+        sequence = drive(desk.buffer.hold(desk.rt, "h", token, 5))
+        drive(desk.buffer.acknowledge(desk.rt, token, [Ack("h", sequence)], settle=5))
+    for key in "abc":
+        desk.put(key, b"")
+    with pytest.raises(BufferFull, match=r"3 records of at most 3, 6 bytes"):
+        desk.put("d")
+
+
+def test_repositories_share_a_file_and_nothing_else(tmp_path):
+    one = Desk(tmp_path)
+    other = open_buffer(f"sqlite:///{tmp_path}/buffer.db", "shop/order")
+    one.put("a", b"1")
+    assert drive(other.read(one.rt, ["a"])) == {}
+    assert drive(other.claim(one.rt, 10, b"flusher9", 5)) == []
+    assert drive(other.next_due(one.rt)) is None
+    drive(other.append(one.rt, [NewRecord("a", b"a", b"theirs")]))
+    assert [r.payload for r in one.claim()] == [b"1"]
+
+
+def test_a_held_key_keeps_flushers_off_and_takes_an_append(desk):
+    token = b"through!"
+    sequence = drive(desk.buffer.hold(desk.rt, "a", token, 5))
+    assert sequence is not None
+    assert drive(desk.buffer.hold(desk.rt, "a", b"through2", 5)) is None
+    assert desk.read("a") == {}
+    newer = desk.put("a", b"2")
+    assert newer > sequence
+    assert desk.claim() == []
+    drive(desk.buffer.acknowledge(desk.rt, token, [Ack("a", sequence)], settle=5))
+    (record,) = desk.claim()
+    assert (record.payload, record.sequence, record.suspect) == (b"2", newer, False)
+
+
+def test_a_held_key_of_a_dead_writer_settles_and_goes(desk):
+    drive(desk.buffer.hold(desk.rt, "a", b"through!", 5))
+    desk.clock.time += 6
+    (record,) = desk.claim()
+    assert (record.state, record.suspect) == ("held", True)
+    desk.ack(record)
+    desk.clock.time += 5
+    desk.put("b")
+    assert {r.state for r in desk.claim()} == {"held", "value"}
+
+
+def test_a_claim_of_a_dead_process_is_free_at_once(desk, tmp_path):
+    code = (
+        "from cachewright.behind.buffers.holder import this_process; import sys; print(this_process());"
+        "sys.stdout.flush(); sys.stdin.read()"
+    )
+    child = subprocess.Popen(
+        [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    assert child.stdout is not None
+    holder = child.stdout.readline().strip()
+    assert not is_dead(holder)
+    assert not is_dead(this_process())
+    assert not is_dead(f"other-host/{child.pid}/1")
+    reused = holder.rsplit("/", 1)[0] + "/1"
+    assert is_dead(reused), "another process of the same id"
+    child.communicate("")
+    assert is_dead(holder)
+
+    desk.put("a")
+    pid = os.fork()
+    if pid == 0:
+        desk.claim(b"flusher0")
+        os._exit(0)
+    os.waitpid(pid, 0)
+    (record,) = desk.claim(b"flusher1")
+    assert record.suspect
+    assert "died" in record.last_error
