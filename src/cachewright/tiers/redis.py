@@ -51,7 +51,8 @@ class RedisTier(Tier):
         namespace: prefix of every key.
         name: the tier's name in stats, events and errors.
         timeout: seconds within which every operation ends, connecting included.
-        max_connections: at most so many connections of threads at once; None: one for each thread that calls.
+        max_connections: so many connections are shared by all threads, which wait for a free one within the timeout;
+            None: every thread holds one of its own, which is faster. An event loop has one, or two with large values.
     """
 
     kind = "redis"

@@ -137,6 +137,11 @@ class Faults:
     def timed_out(self) -> TierTimeout:
         return TierTimeout(self.tier, f"no answer from {self.label} within {self.timeout:g} s")
 
+    def busy(self, connections: int | None) -> TierTimeout:
+        return TierTimeout(
+            self.tier, f"all {connections} connections to {self.label} were in use for {self.timeout:g} s"
+        )
+
     def of(self, error: BaseException) -> TierError:
         """What an error of a socket or the parser means to the core."""
         if isinstance(error, TierError):

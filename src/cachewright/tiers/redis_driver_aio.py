@@ -73,7 +73,7 @@ class AioDriver:
             raise self._faults.timed_out()
         return await self._exchange(self._shared(), commands, deadline, store)
 
-    async def hold(self, deadline: float, work: Callable[[Send], Awaitable[T]], *, store: bool = False) -> T:
+    async def hold(self, deadline: float, work: Callable[[Send], Awaitable[T]]) -> T:
         """Runs ``work`` with a sender that stays on one connection, which nobody else uses meanwhile."""
         place = self._place()
         try:
@@ -87,7 +87,7 @@ class AioDriver:
                 connection = place.held = self._connect()
 
             async def send(commands: Sequence[Command]) -> list[Reply]:
-                return await self._exchange(connection, commands, deadline, store)
+                return await self._exchange(connection, commands, deadline, False)
 
             try:
                 return await work(send)

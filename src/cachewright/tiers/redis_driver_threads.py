@@ -7,12 +7,13 @@ import socket
 import ssl
 import threading
 import weakref
+from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 from typing import TypeVar
 
 import hiredis
 
-from cachewright.errors import TierError, TierTimeout, TierUnavailable
+from cachewright.errors import TierTimeout, TierUnavailable
 from cachewright.tiers.redis_driver import (
     NOTHING,
     RECEIVE_SIZE,
@@ -84,6 +85,11 @@ class _Connection:
                 raise EOFError
             reader.feed(data)
 
+    @property
+    def usable(self) -> bool:
+        """Whether it is open as far as this side knows."""
+        return self.sock.fileno() >= 0
+
     def stale(self) -> bool:
         """Whether the server closed the connection, or said something unasked, while nobody looked."""
         try:
@@ -127,25 +133,60 @@ def _open(address: Address, deadline: float) -> socket.socket | ssl.SSLSocket:
 class Pending:
     """A batch that was sent and whose replies are not read yet."""
 
-    __slots__ = ("connection", "count", "killed", "store")
+    __slots__ = ("connection", "count", "fresh", "killed", "store")
 
-    def __init__(self, connection: _Connection, count: int, killed: tuple[int, ...], store: bool) -> None:
+    def __init__(
+        self, connection: _Connection, count: int, killed: tuple[int, ...], store: bool, fresh: bool
+    ) -> None:
         self.connection = connection
         self.count = count
         self.killed = killed
         self.store = store
+        self.fresh = fresh
+
+
+class _Pool:
+    """At most ``size`` connections for all threads, each used by one at a time; last in, first out."""
+
+    def __init__(self, size: int) -> None:
+        self._free = threading.Semaphore(size)
+        self._idle: deque[_Connection] = deque()
+
+    def take(self, deadline: float) -> _Connection | None:
+        """The right to a connection, and an idle one if there is any."""
+        if not self._free.acquire(timeout=remaining(deadline)):
+            raise TimeoutError
+        try:
+            return self._idle.pop()
+        except IndexError:
+            return None
+
+    def give(self, connection: _Connection | None) -> None:
+        if connection is not None and connection.usable:
+            self._idle.append(connection)
+        self._free.release()
 
 
 class BlockingDriver:
     """Sends batches to one server and waits for their replies on the calling thread.
 
     Every method raises `TierError`s only and, where the outcome is unknown, closes the connection first.
+
+    Args:
+        address: the server.
+        faults: makes the errors.
+        late: stores of unknown outcome, shared with the asyncio driver.
+        max_connections: None: every thread holds a connection of its own, which costs no checkout. Else the threads
+            share so many, and a thread waits for one within its deadline.
     """
 
-    def __init__(self, address: Address, faults: Faults, late: LateStores) -> None:
+    def __init__(
+        self, address: Address, faults: Faults, late: LateStores, max_connections: int | None = None
+    ) -> None:
         self._address = address
         self._faults = faults
         self._late = late
+        self._max_connections = max_connections
         self.after_fork()
 
     def after_fork(self) -> None:
@@ -153,6 +194,7 @@ class BlockingDriver:
         for connection in list(getattr(self, "_all", ())):
             connection.sock.close()
         self._local = threading.local()
+        self._pool = None if self._max_connections is None else _Pool(self._max_connections)
         self._all: weakref.WeakSet[_Connection] = weakref.WeakSet()
         self._lock = threading.Lock()
 
@@ -160,13 +202,13 @@ class BlockingDriver:
     def connections(self) -> int:
         """How many connections are open."""
         with self._lock:
-            return sum(1 for connection in self._all if connection.sock.fileno() >= 0)
+            return sum(1 for connection in self._all if connection.usable)
 
     @property
     def ready(self) -> bool:
         """Whether this thread holds an open connection."""
         held = getattr(self._local, "connection", None)
-        return held is not None and held.sock.fileno() >= 0
+        return held is not None and held.usable
 
     def execute(
         self, commands: Sequence[Command], deadline: float, *, repeatable: bool = False, store: bool = False
@@ -179,24 +221,118 @@ class BlockingDriver:
             repeatable: reads and drops may be sent once more where a held connection turns out to be closed.
             store: after an unknown outcome the connection is killed at the server before anything else is sent.
         """
-        held = repeatable and self.ready
+        pending = self.start(commands, deadline, repeatable=repeatable, store=store)
         try:
-            return self.finish(self.start(commands, deadline, repeatable=repeatable, store=store), deadline)
+            return self.finish(pending, deadline)
         except TierTimeout:
             raise
         except TierUnavailable:
-            if not held or self.ready:
+            if not repeatable or pending.fresh or pending.connection.usable:
                 raise  # a fresh connection failed, or the server refused: sending again would gain nothing
-        return self.finish(self.start(commands, deadline, repeatable=True, store=store), deadline)
+        return self.finish(self.start(commands, deadline, store=store), deadline)
 
     def start(
         self, commands: Sequence[Command], deadline: float, *, repeatable: bool = False, store: bool = False
     ) -> Pending:
         """The first half of `execute`: sends, so that several servers can work at once."""
-        return self._start(self._connection(deadline, check=not repeatable), commands, deadline, store)
+        connection, fresh = self._take(deadline, check=not repeatable)
+        try:
+            return self._send(connection, commands, deadline, store, fresh)
+        except TierTimeout:
+            self._give(connection)
+            raise
+        except TierUnavailable:
+            self._give(connection)
+            if not repeatable or fresh:
+                raise
+        except BaseException:
+            self._give(connection)
+            raise
+        return self.start(commands, deadline, store=store)
 
     def finish(self, pending: Pending, deadline: float) -> list[Reply]:
         """The second half of `execute`: waits for the replies."""
+        try:
+            return self._receive(pending, deadline)
+        finally:
+            self._give(pending.connection)
+
+    async def hold(self, deadline: float, work: Callable[[Send], Awaitable[T]]) -> T:
+        """Runs ``work`` with a sender that stays on one connection, which nobody else uses meanwhile (WATCH)."""
+        connection, _ = self._take(deadline, check=True)
+
+        async def send(commands: Sequence[Command]) -> list[Reply]:
+            return self._receive(self._send(connection, commands, deadline, False, True), deadline)
+
+        try:
+            return await work(send)
+        except BaseException:
+            shut(connection.sock)  # keys may still be watched
+            raise
+        finally:
+            self._give(connection)
+
+    def close(self) -> None:
+        """Closes the connections of all threads; one that waits for a reply sees its connection broken."""
+        with self._lock:
+            connections = list(self._all)
+            self._all.clear()
+        for connection in connections:
+            shut(connection.sock)
+
+    def _take(self, deadline: float, *, check: bool) -> tuple[_Connection, bool]:
+        """A connection for this thread alone, and whether it is a new one."""
+        pool = self._pool
+        if pool is None:
+            held: _Connection | None = getattr(self._local, "connection", None)
+        else:
+            try:
+                held = pool.take(deadline)
+            except TimeoutError as error:
+                raise self._faults.busy(self._max_connections) from error
+        if held is not None and held.usable:
+            if not held.busy and not (check and held.stale()):
+                return held, False
+            if (
+                held.busy
+            ):  # its unread reply would answer the next command; what it was, nobody knows any more
+                self._late.add(held.client_id)
+            shut(held.sock)
+        try:
+            fresh = _Connection(self._address, self._faults, deadline)
+        except BaseException as error:
+            if pool is not None:
+                pool.give(None)
+            raise self._meaning(error) from error
+        with self._lock:
+            self._all.add(fresh)
+        if pool is None:
+            self._local.connection = fresh
+        return fresh, True
+
+    def _give(self, connection: _Connection) -> None:
+        if self._pool is not None:
+            self._pool.give(connection)
+
+    def _send(
+        self,
+        connection: _Connection,
+        commands: Sequence[Command],
+        deadline: float,
+        store: bool,
+        fresh: bool,
+    ) -> Pending:
+        killed = self._late.ids
+        if killed:
+            commands = [*self._late.commands(killed), *commands]
+        data = pack(commands)
+        try:
+            connection.send(data, deadline)
+        except BaseException as error:  # a command cut in two makes the connection useless, whatever cut it
+            raise self._broken(connection, error, store) from error
+        return Pending(connection, len(commands), killed, store, fresh)
+
+    def _receive(self, pending: Pending, deadline: float) -> list[Reply]:
         connection, killed = pending.connection, pending.killed
         try:
             replies = connection.receive(pending.count, deadline)
@@ -209,63 +345,13 @@ class BlockingDriver:
             return replies[len(killed) :]
         return replies
 
-    async def hold(self, deadline: float, work: Callable[[Send], Awaitable[T]], *, store: bool = False) -> T:
-        """Runs ``work`` with a sender that stays on one connection, which nobody else uses meanwhile (WATCH)."""
-        connection = self._connection(deadline, check=True)
-
-        async def send(commands: Sequence[Command]) -> list[Reply]:
-            return self.finish(self._start(connection, commands, deadline, store), deadline)
-
-        try:
-            return await work(send)
-        except BaseException:
-            shut(connection.sock)  # keys may still be watched
-            raise
-
-    def close(self) -> None:
-        """Closes the connections of all threads; one that waits for a reply sees its connection broken."""
-        with self._lock:
-            connections = list(self._all)
-            self._all.clear()
-        for connection in connections:
-            shut(connection.sock)
-
-    def _connection(self, deadline: float, *, check: bool) -> _Connection:
-        held: _Connection | None = getattr(self._local, "connection", None)
-        if held is not None and held.sock.fileno() >= 0:
-            if not held.busy and not (check and held.stale()):
-                return held
-            if (
-                held.busy
-            ):  # its unread reply would answer the next command; what it was, nobody knows any more
-                self._late.add(held.client_id)
-            shut(held.sock)
-        try:
-            fresh = _Connection(self._address, self._faults, deadline)
-        except (OSError, EOFError, ValueError, TierError, hiredis.HiredisError) as error:
-            raise self._faults.of(error) from error
-        with self._lock:
-            self._all.add(fresh)
-        self._local.connection = fresh
-        return fresh
-
-    def _start(
-        self, connection: _Connection, commands: Sequence[Command], deadline: float, store: bool
-    ) -> Pending:
-        killed = self._late.ids
-        if killed:
-            commands = [*self._late.commands(killed), *commands]
-        data = pack(commands)
-        try:
-            connection.send(data, deadline)
-        except BaseException as error:  # a command cut in two makes the connection useless, whatever cut it
-            raise self._broken(connection, error, store) from error
-        return Pending(connection, len(commands), killed, store)
-
     def _broken(self, connection: _Connection, error: BaseException, store: bool) -> BaseException:
         if store:
             self._late.add(connection.client_id)
         shut(connection.sock)
+        return self._meaning(error)
+
+    def _meaning(self, error: BaseException) -> BaseException:
         if isinstance(error, (OSError, EOFError, ValueError, hiredis.HiredisError)):
             return self._faults.of(error)
         return error

@@ -36,7 +36,7 @@ class Server:
         self.tier = tier
         self.faults = Faults(tier, address, timeout)
         self.late = LateStores(self.faults)
-        self.blocking = BlockingDriver(address, self.faults, self.late)
+        self.blocking = BlockingDriver(address, self.faults, self.late, max_connections)
         self._aio: AioDriver | None = None
 
     @property
@@ -62,13 +62,11 @@ class Server:
             return self.blocking.execute(commands, deadline, repeatable=repeatable, store=store)
         return await self.aio.execute(commands, deadline, repeatable=repeatable, store=store)
 
-    async def hold(
-        self, rt: Runtime, deadline: float, work: Callable[[Send], Awaitable[T]], *, store: bool = False
-    ) -> T:
+    async def hold(self, rt: Runtime, deadline: float, work: Callable[[Send], Awaitable[T]]) -> T:
         """See `BlockingDriver.hold`."""
         if rt.name == "threads":
-            return await self.blocking.hold(deadline, work, store=store)
-        return await self.aio.hold(deadline, work, store=store)
+            return await self.blocking.hold(deadline, work)
+        return await self.aio.hold(deadline, work)
 
     def refused(self, reply: ReplyError) -> NoReturn:
         """Raises what an error reply means."""
