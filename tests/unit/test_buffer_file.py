@@ -13,12 +13,20 @@ import threading
 
 import pytest
 
-from cachewright.behind.buffers import default_buffer_url, open_buffer
+from cachewright.behind import buffers
+from cachewright.behind.buffers import default_buffer_url
 from cachewright.behind.buffers.base import NewRecord
+from cachewright.behind.buffers.sqlite import SQLiteBuffer
 from cachewright.errors import BufferFull, BufferUnavailable, ConfigurationError
 from cachewright.runtime.aio import AIO
 from cachewright.runtime.base import drive
 from cachewright.runtime.threads import THREADS
+
+
+def open_buffer(url: str, scope: str, **bounds: int) -> SQLiteBuffer:
+    buffer = buffers.open_buffer(url, scope, **bounds)
+    assert isinstance(buffer, SQLiteBuffer)
+    return buffer
 
 
 def new(key: str, value: bytes = b"v") -> NewRecord:
@@ -38,7 +46,7 @@ def test_default_place(monkeypatch, tmp_path):
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "a b%2Fc?d"))
     buffer = open_buffer(default_buffer_url("shop/../eu", "user"), "s")
     append(buffer, new("a"))
-    found = [path for path in tmp_path.rglob("*.db")]
+    found = list(tmp_path.rglob("*.db"))
     assert found == [tmp_path / "a b%2Fc?d" / "cachewright" / "shop%2F..%2Feu" / "user.db"]
     assert stat.S_IMODE(found[0].stat().st_mode) == 0o600
     assert stat.S_IMODE(found[0].parent.stat().st_mode) == 0o700
@@ -187,17 +195,17 @@ def counted(tmp_path, monkeypatch):
     buffer = open_buffer(f"sqlite:///{tmp_path}/x.db", "s", max_dirty=150)
     file = buffer._file
     append(buffer, new("first"))
-    file.transactions = 0
+    batches: list[int] = []
     gate = threading.Event()
     original = file._commit
 
     def commit(batch):
-        file.transactions += 1
+        batches.append(len(batch))
         gate.wait(20)
         return original(batch)
 
     monkeypatch.setattr(file, "_commit", commit)
-    yield buffer, file, gate
+    yield buffer, batches, gate
     buffer.close()
 
 
@@ -211,7 +219,7 @@ def _wait_until(ready):
 
 
 def test_concurrent_writers_share_transactions_and_get_their_own_results(counted):
-    buffer, file, gate = counted
+    buffer, batches, gate = counted
     results: dict[int, object] = {}
 
     def put(n):
@@ -222,14 +230,14 @@ def test_concurrent_writers_share_transactions_and_get_their_own_results(counted
 
     threads = [threading.Thread(target=put, args=(n,)) for n in range(200)]
     threads[0].start()
-    _wait_until(lambda: file.transactions == 1)
+    _wait_until(lambda: len(batches) == 1)
     for thread in threads[1:]:
         thread.start()
-    _wait_until(lambda: len(file._queue) == 199)
+    _wait_until(lambda: len(buffer._file._queue) == 199)
     gate.set()
     for thread in threads:
         thread.join(20)
-    assert file.transactions == 2
+    assert batches == [1, 199]
     taken = {n: r for n, r in results.items() if isinstance(r, int)}
     assert len(results) == 200
     assert len(taken) == 149, "one stood there already"
@@ -239,7 +247,7 @@ def test_concurrent_writers_share_transactions_and_get_their_own_results(counted
 
 
 def test_one_writer_that_cannot_be_stored_fails_only_itself(counted):
-    buffer, file, gate = counted
+    buffer, batches, gate = counted
     outcomes: dict[str, object] = {}
 
     def put(key, payload):
@@ -250,12 +258,12 @@ def test_one_writer_that_cannot_be_stored_fails_only_itself(counted):
 
     lead = threading.Thread(target=put, args=("lead", b"1"))
     lead.start()
-    _wait_until(lambda: file.transactions == 1)
+    _wait_until(lambda: len(batches) == 1)
     rest = [threading.Thread(target=put, args=(f"k{n}", b"1")) for n in range(5)]
     rest.append(threading.Thread(target=put, args=("bad", object())))
     for thread in rest:
         thread.start()
-    _wait_until(lambda: len(file._queue) == 6)
+    _wait_until(lambda: len(buffer._file._queue) == 6)
     gate.set()
     for thread in [lead, *rest]:
         thread.join(20)

@@ -327,6 +327,7 @@ def test_the_count_of_the_bounds_is_what_stands_in_the_file(tmp_path):
     token = b"through!"
     for _ in range(4):
         sequence = drive(desk.buffer.hold(desk.rt, "h", token, 5))
+        assert sequence is not None
         drive(desk.buffer.acknowledge(desk.rt, token, [Ack("h", sequence)], settle=5))
     for key in "abc":
         desk.put(key, b"")

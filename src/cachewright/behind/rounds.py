@@ -14,6 +14,9 @@ from .types import BehindOptions
 
 __all__ = ["AfterSave", "Rounds"]
 
+_DROP_AGAIN = (
+    1.0  # seconds until a record that was saved, but whose slot could not be dropped, has another round
+)
 AfterSave = Callable[[Runtime, Sequence[str]], Awaitable[None]]
 
 
@@ -120,9 +123,10 @@ class Rounds:
             record.key,
             record.sequence,
             f"{type(error).__name__}: {error}"[:2000],
-            rt.now() + self._backoff(attempt),
+            rt.now() + (_DROP_AGAIN if outcome.saved else self._backoff(attempt)),
             dead=attempt >= self.options.max_attempts and not outcome.saved,
             unknown=outcome.unknown,
+            counts=not outcome.saved,
         )
 
     def _keep_claim(self, rt: Runtime, token: bytes) -> Job:

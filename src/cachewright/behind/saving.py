@@ -115,22 +115,28 @@ class Savers:
     async def save(self, rt: Runtime, records: Sequence[Record]) -> list[Outcome]:
         """Saves all; one outcome each, in no particular order. Never raises what a saver raised."""
         outcomes: list[Outcome] = []
-        groups: dict[bool, list[tuple[Record, Write]]] = {False: [], True: []}
+        # By what they do and by their past: one record that makes its batch raise must not take fresh ones with it
+        # each time that it is tried again.
+        groups: dict[tuple[bool, bool, bool], list[tuple[Record, Write]]] = {}
         for record in records:
             try:
-                groups[record.state == "tombstone"].append((record, self.write_of(record)))
+                pair = (record, self.write_of(record))
             except Exception as error:  # what cannot be decoded was sent to nobody
                 outcomes.append(Outcome(record, error))
-        for deletes, group in groups.items():
-            if group:
-                outcomes += await self._save_group(rt, group, deletes)
+                continue
+            kind = (record.state == "tombstone", record.tries > 0, record.settling)
+            groups.setdefault(kind, []).append(pair)
+        for (deletes, tried, settling), group in groups.items():
+            # settles because its batch raised: in a batch that raises again it would settle for ever
+            singly = settling and tried
+            outcomes += await self._save_group(rt, group, deletes, singly)
         return outcomes
 
     async def _save_group(
-        self, rt: Runtime, group: list[tuple[Record, Write]], deletes: bool
+        self, rt: Runtime, group: list[tuple[Record, Write]], deletes: bool, singly: bool
     ) -> list[Outcome]:
         many, _ = self._pick(deletes)
-        if many is None or len(group) == 1:
+        if many is None or singly or len(group) == 1:
             return [await self._try_one(rt, record, write) for record, write in group]
         try:
             failed = _failures(await rt.call(many, [write for _, write in group]))

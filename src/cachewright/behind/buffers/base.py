@@ -88,7 +88,10 @@ class Record:
 
 @dataclass(frozen=True, slots=True)
 class Ack:
-    """This state of the key was saved. ``unsure``: but an earlier try of this round may still land."""
+    """This state of the key was saved. ``unsure``: but an earlier try of this round may still land.
+
+    What settles after an ``unsure`` save has ``tries`` 1: a batch raised with it, so it is not put into one again.
+    """
 
     key: str
     sequence: int
@@ -97,7 +100,7 @@ class Ack:
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """This state of the key was not saved, or nobody knows (``unknown``)."""
+    """This state of the key was not saved, or nobody knows (``unknown``). ``counts``: towards ``tries``."""
 
     key: str
     sequence: int
@@ -105,6 +108,7 @@ class Failure:
     not_before: float
     dead: bool = False
     unknown: bool = True
+    counts: bool = True
 
 
 @dataclass(frozen=True, slots=True)

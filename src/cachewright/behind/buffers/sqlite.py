@@ -302,9 +302,9 @@ class SQLiteBuffer(Buffer):
             )
         elif suspect and settle > 0:
             db.execute(
-                "UPDATE record SET token = NULL, holder = NULL, suspect = 0, settling = 1, tries = 0, not_before = ? "
+                "UPDATE record SET token = NULL, holder = NULL, suspect = 0, settling = 1, tries = ?, not_before = ? "
                 "WHERE scope = ? AND key = ?",
-                (now + settle, *here),
+                (int(ack.unsure), now + settle, *here),
             )
         else:
             db.execute("DELETE FROM record WHERE scope = ? AND key = ?", here)
@@ -348,8 +348,8 @@ class SQLiteBuffer(Buffer):
             due = max(not_before, min(failure.not_before, now + RETRY_NEWER))
         db.execute(
             "UPDATE record SET token = NULL, holder = NULL, last_error = ?, suspect = ?, settling = 0, "
-            f"tries = CASE WHEN ? THEN tries + 1 ELSE 0 END, dead = ?, not_before = ? {here}",
-            (failure.error, suspect, same, dead, due, *mine),
+            f"tries = CASE WHEN ? THEN tries + ? ELSE 0 END, dead = ?, not_before = ? {here}",
+            (failure.error, suspect, same, failure.counts, dead, due, *mine),
         )
         return dead
 

@@ -1,0 +1,609 @@
+"""The flusher: rounds, batches, back-off, dead letters, claims in flight, bounds, flush and close; on both runtimes."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Mapping
+
+import pytest
+
+from cachewright import events
+from cachewright.behind import registry
+from cachewright.behind.buffers import open_buffer
+from cachewright.behind.buffers.base import NewRecord
+from cachewright.behind.flusher import Flusher
+from cachewright.behind.saving import Savers
+from cachewright.behind.types import BehindOptions, Write
+from cachewright.errors import BufferFull, ConfigurationError, FlushTimeout, NotSaved
+from cachewright.options import MISSING
+from cachewright.runtime.aio import AIO
+from cachewright.runtime.base import drive
+from cachewright.runtime.threads import THREADS, ThreadRuntime
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.time = 1_000_000.0
+
+    def now(self) -> float:
+        return self.time
+
+    def monotonic(self) -> float:
+        return self.time
+
+
+class Bench:
+    """An origin (a dict), its flushers over one buffer, and what they told."""
+
+    def __init__(self, folder, clock=None, where="none", options=None, **savers) -> None:
+        self.url = f"sqlite:///{folder}/buffer.db"
+        self.rt = ThreadRuntime(clock) if clock else THREADS
+        self.origin: dict[str, object] = {}
+        self.saves: list[tuple[str, object]] = []
+        self.dropped: list[str] = []
+        self.events: list[events.Event] = []
+        self.hub = events.Hub()
+        self.hub.subscribe(self.events.append)
+        self.options = BehindOptions(**(options or {}))
+        self.flusher = self.make(where, **(savers or {"save": self.save, "delete": self.delete}))
+        self.buffer = self.flusher.buffer
+
+    def make(self, where="none", notify=None, **savers) -> Flusher:
+        options = self.options
+        buffer = open_buffer(
+            self.url, "shop/user", max_dirty=options.max_dirty, max_dirty_bytes=options.max_dirty_bytes
+        )
+        return Flusher(
+            buffer,
+            Savers(
+                **savers,
+                decode=lambda record: (record.payload or b"").decode(),
+                decode_id=lambda raw: raw.decode(),
+            ),
+            namespace="shop",
+            repository="user",
+            after_save=self.after_save,
+            options=options,
+            events=self.hub,
+            where=where,
+            notify=notify,
+        )
+
+    async def after_save(self, rt, keys) -> None:
+        self.dropped.extend(keys)
+
+    def save(self, id, value):
+        self.saves.append((id, value))
+        self.origin[id] = value
+
+    def delete(self, id):
+        self.saves.append((id, MISSING))
+        self.origin.pop(id, None)
+
+    def put(self, key, value="v"):
+        payload = None if value is None else value.encode()
+        return drive(self.flusher.accept(self.rt, [NewRecord(key, key.encode(), payload)]))[0]
+
+    def step(self, flusher=None, **more):
+        return drive((flusher or self.flusher).step(self.rt, **more))
+
+    def stats(self):
+        return drive(self.buffer.stats(self.rt))
+
+    def told(self, kind):
+        return [event for event in self.events if isinstance(event, kind)]
+
+
+@pytest.fixture
+def bench(tmp_path):
+    made = []
+
+    def make(**options):
+        made.append(Bench(tmp_path, **options))
+        return made[-1]
+
+    yield make
+    for one in made:
+        drive(one.flusher._stop(THREADS))
+
+
+def test_a_round_saves_drops_the_slot_and_then_removes(bench):
+    desk = bench()
+    order: list[object] = []
+    desk.flusher._rounds._after_save = lambda rt, keys: _note(order, list(desk.origin), desk.stats().dirty)
+    desk.put("a", "1")
+    desk.put("b", None)
+    assert desk.step() == 2
+    assert order == [(["a"], 2)], "saved before the drop, dirty until after it"
+    assert desk.saves == [("a", "1"), ("b", MISSING)]
+    assert desk.stats().dirty == 0
+    assert desk.step() == 0
+
+
+async def _note(order, *what):
+    order.append(what)
+
+
+def test_a_write_during_a_save_is_saved_after_it(bench):
+    desk = bench()
+
+    def save(id, value):
+        desk.saves.append((id, value))
+        if value == "1":
+            desk.put("a", "2")
+            assert desk.step() == 0, "nobody else may save the key meanwhile"
+
+    desk.flusher = desk.make(save=save)
+    desk.put("a", "1")
+    desk.step()
+    assert desk.stats().dirty == 1, "the acknowledgement of 1 must not remove 2"
+    desk.step()
+    assert desk.saves == [("a", "1"), ("a", "2")]
+    assert desk.stats().dirty == 0
+
+
+def test_savers_that_ask_get_the_write(bench):
+    got: list[Write] = []
+    desk = bench(save=lambda _, value, write: got.append(write), delete=lambda _, *, write: got.append(write))
+    first = desk.put("a", "1")
+    desk.step()
+    second = desk.put("a", None)
+    desk.step()
+    assert got == [Write("a", "1", first, 1), Write("a", MISSING, second, 1)]
+
+
+def test_batches_go_to_the_savers_for_many(bench):
+    saved: list[list[Write]] = []
+    deleted: list[list[Write]] = []
+    desk = bench(save_many=saved.append, delete_many=deleted.append, options={"batch_size": 3})
+    for key in "abcd":
+        desk.put(key, key.upper())
+    desk.put("b", None)
+    assert [desk.step(), desk.step(), desk.step()] == [3, 1, 0]
+    assert [[(w.id, w.value) for w in batch] for batch in saved] == [[("a", "A"), ("c", "C")], [("d", "D")]]
+    assert [[w.id for w in batch] for batch in deleted] == [["b"]]
+
+
+def test_a_batch_may_fail_key_by_key(bench):
+    def save_many(writes) -> Mapping[str, Exception]:
+        desk.saves += [(w.id, w.value) for w in writes]
+        return {w.id: NotSaved("no") for w in writes if w.id == "b"}
+
+    clock = Clock()
+    desk = bench(save_many=save_many, clock=clock)
+    for key in "abc":
+        desk.put(key)
+    desk.step()
+    (left,) = drive(desk.buffer.records(desk.rt))
+    assert (left.key, left.tries, left.suspect, left.last_error) == ("b", 1, False, "NotSaved: no")
+    assert len(desk.saves) == 3
+
+
+def test_one_poison_record_delays_only_itself(bench):
+    def save_many(writes):
+        if any(w.id == "k7" for w in writes):
+            raise NotSaved("poison in the batch")
+        desk.saves.extend((w.id, w.value) for w in writes)
+
+    desk = bench(save_many=save_many, options={"max_attempts": 3}, clock=(clock := Clock()))
+    for n in range(20):
+        desk.put(f"k{n}")
+    desk.step()
+    assert sorted(key for key, _ in desk.saves) == sorted(f"k{n}" for n in range(20) if n != 7)
+    assert desk.stats().dirty == 1
+    while desk.stats().dirty:
+        clock.time += 1
+        desk.step()
+    (dead,) = drive(desk.buffer.records(desk.rt, dead=True))
+    assert (dead.key, dead.tries, dead.last_error) == ("k7", 3, "NotSaved: poison in the batch")
+    assert desk.told(events.DeadLetter) == [
+        events.DeadLetter("user", "k7", "NotSaved: poison in the batch", 3)
+    ]
+    assert [event.attempt for event in desk.told(events.SaveFailed)] == [1, 2]
+
+
+def test_a_batch_of_unknown_outcome_settles(bench):
+    def save_many(writes):
+        if len(writes) > 1:
+            raise OSError("connection lost half-way")
+        desk.saves.extend((w.id, w.value) for w in writes)
+
+    clock = Clock()
+    desk = bench(save_many=save_many, clock=clock)
+    desk.put("a")
+    desk.put("b")
+    desk.step()
+    assert (desk.stats().dirty, desk.stats().settling) == (2, 2)
+    assert len(desk.saves) == 2
+    clock.time += 5
+    while desk.step():
+        pass
+    assert desk.stats().dirty == 0
+    assert len(desk.saves) >= 4, "saved once more after the settle time"
+
+
+@pytest.mark.parametrize(("error", "settles"), [(OSError("lost"), True), (NotSaved("no"), False)])
+def test_only_a_save_of_unknown_outcome_is_repeated(bench, error, settles):
+    def save(id, value):
+        desk.saves.append((id, value))
+        if len(desk.saves) == 1:
+            raise error
+
+    clock = Clock()
+    desk = bench(save=save, clock=clock)
+    desk.put("a")
+    for _ in range(10):
+        desk.step()
+        clock.time += 3
+    assert len(desk.saves) == (3 if settles else 2)
+    assert desk.stats().dirty == 0
+
+
+def test_an_ordered_saver_settles_nothing(bench):
+    def save(id, value):
+        desk.saves.append((id, value))
+        if len(desk.saves) == 1:
+            raise OSError("lost")
+
+    clock = Clock()
+    desk = bench(save=save, clock=clock, options={"ordered_saver": True})
+    desk.put("a")
+    for _ in range(10):
+        desk.step()
+        clock.time += 3
+    assert len(desk.saves) == 2
+
+
+def test_not_saved_errors_of_the_users_own(tmp_path):
+    savers = Savers(decode=str, decode_id=str, not_saved=(KeyError,))
+    assert not savers.is_unknown(KeyError())
+    assert not savers.is_unknown(NotSaved())
+    assert savers.is_unknown(LookupError())
+
+
+def test_back_off_doubles_with_jitter_up_to_its_bound(bench):
+    clock = Clock()
+
+    def save(id, value):
+        raise NotSaved("down")
+
+    desk = bench(save=save, clock=clock, options={"backoff": 1, "backoff_max": 10, "max_attempts": 7})
+    desk.put("a")
+    pauses = []
+    while desk.stats().dirty:
+        assert desk.step() == 1
+        due = drive(desk.buffer.next_due(desk.rt))
+        if due is not None:
+            pauses.append(due - clock.time)
+            clock.time = due - 0.001
+            assert desk.step() == 0, "not before it is due"
+            clock.time = due
+    for pause, least in zip(pauses, [1, 2, 4, 8, 10, 10], strict=True):
+        assert least <= pause <= min(least + 1, 10)
+    assert desk.stats().dead == 1
+
+
+def test_a_record_that_kills_its_flushers_is_given_up_too(bench):
+    clock = Clock()
+    desk = bench(clock=clock, options={"max_attempts": 3})
+    desk.put("a")
+    for n in range(4):
+        drive(desk.buffer.claim(desk.rt, 10, b"victim-%d" % n, 5))
+        clock.time += 6
+    assert desk.step() == 1
+    assert desk.saves == []
+    assert desk.stats().dead == 1
+    (event,) = desk.told(events.DeadLetter)
+    assert "died or paused" in event.error
+
+
+def test_a_paused_flusher_cannot_bring_an_old_value_back_for_good(bench):
+    """The first flusher hangs in its save of 1 past its claim; meanwhile 2 is put, saved and acknowledged."""
+    clock = Clock()
+    saving, go_on = threading.Event(), threading.Event()
+
+    def slow(id, value):
+        saving.set()
+        assert go_on.wait(20)
+        desk.origin[id] = value
+
+    desk = bench(clock=clock)
+    first = desk.make(save=slow)
+    desk.put("a", "1")
+    thread = threading.Thread(target=desk.step, args=(first,))
+    thread.start()
+    assert saving.wait(20)
+    clock.time += 6  # the claim is over: this clock stood still for the heartbeat
+    desk.put("a", "2")
+    assert desk.step() == 1
+    assert desk.origin == {"a": "2"}
+    assert desk.stats().settling == 1, "a save that may still land: not clean yet"
+    go_on.set()
+    thread.join(20)
+    assert desk.origin == {"a": "1"}, "the late save landed over the newer one"
+    assert desk.stats().dirty == 1, "its acknowledgement removed nothing"
+    clock.time += 5
+    assert desk.step() == 1
+    assert desk.origin == {"a": "2"}
+    assert desk.stats().dirty == 0
+
+
+def test_the_claim_is_renewed_while_a_long_save_runs(bench):
+    desk = bench(options={"claim": 0.3})
+    looks = []
+
+    def save(id, value):
+        started = THREADS.monotonic()
+        while THREADS.monotonic() - started < 1.0:
+            looks.append(drive(desk.buffer.claim(THREADS, 10, THREADS.new_id(), 5)))
+            threading.Event().wait(0.05)
+
+    desk.flusher = desk.make(save=save)
+    desk.put("a")
+    desk.step()
+    assert looks
+    assert not any(looks)
+    assert desk.stats().dirty == 0
+
+
+def test_a_slot_that_could_not_be_dropped_keeps_the_record(bench):
+    clock = Clock()
+    desk = bench(clock=clock, options={"max_attempts": 2})
+
+    async def broken(rt, keys):
+        raise ConnectionError("tier down")
+
+    working, desk.flusher._rounds._after_save = desk.flusher._rounds._after_save, broken
+    desk.put("a")
+    for _ in range(4):
+        assert desk.step() == 1
+        clock.time += 60
+    assert (desk.stats().dirty, desk.stats().dead) == (1, 0), "it is saved: no dead letter"
+    desk.flusher._rounds._after_save = working
+    desk.step()
+    assert desk.dropped == ["a"]
+    assert desk.stats().dirty == 0
+
+
+def test_full_raises(bench):
+    desk = bench(options={"max_dirty": 1, "on_full": "raise"})
+    desk.put("a")
+    with pytest.raises(BufferFull):
+        desk.put("b")
+    desk.put("a", "again")
+
+
+def test_full_blocks_until_there_is_room_or_the_time_is_over(bench):
+    desk = bench(options={"max_dirty": 1, "full_timeout": 0.05})
+    desk.put("a")
+    with pytest.raises(BufferFull, match=r"waited 0\.05 s"):
+        desk.put("b")
+    desk.options = BehindOptions(max_dirty=1, full_timeout=30)
+    desk.flusher = desk.make(save=desk.save)
+    waiting = threading.Thread(target=desk.put, args=("b",))
+    waiting.start()
+    while not desk.flusher._watchers:
+        threading.Event().wait(0.002)
+    desk.step()
+    waiting.join(20)
+    assert [record.key for record in drive(desk.buffer.records(THREADS))] == ["b"]
+    with pytest.raises(BufferFull):
+        drive(desk.flusher.accept(THREADS, [NewRecord("x", b"", b""), NewRecord("y", b"", b"")]))
+
+
+def test_full_saves_through_while_it_holds_the_key(bench):
+    desk = bench(options={"max_dirty": 1, "on_full": "through"})
+    desk.put("a", "1")
+
+    def save(id, value):
+        desk.saves.append((id, value))
+        if value == "direct":
+            assert desk.step() == 1, "the flusher gets only the other key"
+            desk.put("b", "newer")
+            assert desk.step() == 0
+
+    desk.flusher = desk.make(save=save)
+    desk.put("b", "direct")
+    assert desk.saves == [("b", "direct"), ("a", "1")]
+    desk.step()
+    assert desk.saves[2:] == [("b", "newer")]
+    assert desk.stats().dirty == 0
+
+
+def test_a_failed_save_through_is_its_callers_and_leaves_no_claim(bench):
+    errors: list[Exception] = [NotSaved("refused"), OSError("lost")]
+
+    def save(id, value):
+        raise errors.pop(0)
+
+    clock = Clock()
+    desk = bench(options={"max_dirty": 1, "on_full": "through"}, clock=clock, save=save)
+    drive(desk.buffer.append(desk.rt, [NewRecord("a", b"a", b"1")], delay=1000))
+    with pytest.raises(NotSaved):
+        desk.put("b")
+    assert drive(desk.buffer.next_due(desk.rt)) == clock.time + 1000
+    with pytest.raises(OSError, match="lost"):
+        desk.put("b")
+    desk.put("b", "2")
+    assert drive(desk.buffer.read(desk.rt, ["b"]))["b"].suspect
+
+
+def test_the_background_thread_saves_by_itself(bench):
+    desk = bench(where="background")
+    for n in range(50):
+        desk.put(f"k{n}", str(n))
+    drive(desk.flusher.flush(THREADS, 20))
+    assert desk.origin == {f"k{n}": str(n) for n in range(50)}
+    stats = drive(desk.flusher.stats(THREADS))
+    assert (stats.buffer.dirty, stats.failed, stats.lag) == (0, 0, 0)
+
+
+def test_flush_does_not_wait_for_the_window(bench):
+    desk = bench(where="background", options={"delay": 3600})
+    desk.put("a")
+    assert desk.saves == []
+    drive(desk.flusher.flush(THREADS, 20))
+    assert len(desk.saves) == 1
+
+
+def test_flush_names_what_is_still_dirty(bench):
+    def save(id, value):
+        raise NotSaved("database down")
+
+    desk = bench(where="background", save=save)
+    desk.put("a")
+    with pytest.raises(FlushTimeout, match="database down") as caught:
+        drive(desk.flusher.flush(THREADS, 0.2))
+    assert caught.value.dirty == ["a"]
+    with pytest.raises(FlushTimeout):
+        drive(desk.flusher.close(THREADS, 0.2))
+    assert not [t for t in threading.enumerate() if "flusher of user" in t.name]
+
+
+def test_flush_keeps_its_deadline_with_a_saver_that_hangs(bench):
+    go_on = threading.Event()
+    desk = bench(where="background", save=lambda _, value: go_on.wait(20))
+    desk.put("a")
+    started = THREADS.monotonic()
+    with pytest.raises(FlushTimeout):
+        drive(desk.flusher.flush(THREADS, 0.2))
+    assert THREADS.monotonic() - started < 10
+    go_on.set()
+    drive(desk.flusher.close(THREADS, 10))
+
+
+def test_flush_raises_where_a_record_was_given_up_meanwhile(bench):
+    def save(id, value):
+        raise NotSaved("poison")
+
+    desk = bench(where="background", save=save, options={"max_attempts": 2, "backoff": 0.01})
+    desk.put("a")
+    with pytest.raises(FlushTimeout, match="dead letters now, the first: 'a'") as caught:
+        drive(desk.flusher.flush(THREADS, 20))
+    assert caught.value.dirty == ["a"]
+    drive(desk.flusher.flush(THREADS, 1))
+
+
+def test_records_of_an_earlier_process_are_saved_when_the_repository_is_made(bench):
+    desk = bench()
+    assert not desk.flusher.resume()
+    desk.put("a", "left behind")
+    later = desk.make("background", save=desk.save)
+    assert later.resume()
+    drive(later.flush(THREADS, 20))
+    assert desk.origin == {"a": "left behind"}
+    drive(later.close(THREADS))
+    assert not desk.make("background", save=desk.save).resume()
+
+
+def test_close_and_then_a_put_starts_it_again(bench):
+    desk = bench(where="background")
+    desk.put("a")
+    drive(desk.flusher.close(THREADS, 10))
+    desk.put("b")
+    drive(desk.flusher.flush(THREADS, 10))
+    assert set(desk.origin) == {"a", "b"}
+
+
+def test_async_savers_run_on_the_loop(bench):
+    loops = []
+
+    async def save(id, value):
+        loops.append(asyncio.get_running_loop())
+        await asyncio.sleep(0)
+        desk.origin[id] = value
+
+    desk = bench(where="background", save=save)
+    with pytest.raises(ConfigurationError, match="await aput"):
+        desk.put("a")
+
+    async def main(key):
+        await desk.flusher.accept(AIO, [NewRecord(key, key.encode(), b"1")])
+        await desk.flusher.flush(AIO, 20)
+        assert loops[-1] is asyncio.get_running_loop()
+
+    asyncio.run(main("a"))
+    asyncio.run(main("b"))
+    assert desk.origin == {"a": "1", "b": "1"}
+    drive(desk.flusher.close(THREADS))
+
+
+def test_closing_after_the_loop_is_gone_names_what_async_savers_left(bench):
+    async def save(id, value):
+        await asyncio.sleep(60)
+
+    desk = bench(where="background", save=save)
+
+    async def main():
+        await desk.flusher.accept(AIO, [NewRecord("a", b"a", b"1")])
+        await asyncio.sleep(0.05)
+
+    asyncio.run(main())
+    with pytest.raises(FlushTimeout) as caught:
+        drive(desk.flusher.close(THREADS))
+    assert caught.value.dirty == ["a"]
+
+
+def test_sync_savers_serve_the_awaiting_face_from_the_thread(bench):
+    desk = bench(where="background")
+
+    async def main():
+        await asyncio.gather(
+            *(desk.flusher.accept(AIO, [NewRecord(f"k{n}", b"k%d" % n, b"1")]) for n in range(50))
+        )
+        await desk.flusher.flush(AIO, 20)
+        await desk.flusher.close(AIO)
+
+    asyncio.run(main())
+    assert len(desk.origin) == 50
+
+
+def test_a_broken_buffer_is_told_and_does_not_end_the_flusher(bench):
+    desk = bench(where="background", options={"poll": 0.01})
+    desk.put("a")
+    drive(desk.flusher.flush(THREADS, 10))
+    working, failed = desk.buffer.claim, threading.Event()
+
+    async def claim(*args, **kwargs):
+        failed.set()
+        raise OSError("disk gone")
+
+    desk.buffer.claim = claim
+    desk.put("b")
+    assert failed.wait(20)
+    desk.buffer.claim = working
+    drive(desk.flusher.flush(THREADS, 20))
+    assert desk.told(events.BackgroundFailed)
+    assert "b" in desk.origin
+
+
+def test_elsewhere_means_that_flush_only_waits(bench):
+    told: list[str] = []
+    desk = bench(where="celery")
+    desk.flusher = desk.make("celery", notify=told.extend, save=desk.save)
+    desk.put("a")
+    assert told == ["a"]
+    with pytest.raises(FlushTimeout):
+        drive(desk.flusher.flush(THREADS, 0.1))
+    assert desk.saves == []
+    found = registry.find("shop", "user")
+    assert found == desk.flusher
+    desk.step(keys=["a"])
+    drive(desk.flusher.flush(THREADS, 0.1))
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"on_full": "blok"},
+        {"batch_size": 0},
+        {"max_attempts": True},
+        {"delay": -1},
+        {"claim": 0},
+        {"poll": "x"},
+    ],
+)
+def test_wrong_options(wrong):
+    with pytest.raises(ConfigurationError, match=next(iter(wrong))):
+        BehindOptions(**wrong)
