@@ -369,7 +369,7 @@ def test_a_reader_is_never_handed_a_dead_value():
     for thread in threads:
         thread.start()
     wall = Clock()
-    for n in range(20_000):
+    for n in range(5_000):
         key = f"k{n % 6}"
         node = tier.fill(tier.ticket(key), n, fresh_for=60, tags=(), entry=entry(wall, b""))
         index[key] = node
