@@ -42,9 +42,13 @@ def gone(pid: int) -> bool:
         return True
 
 
-def run_python(code: str, *arguments: str) -> subprocess.Popen[str]:
+def run_python(code: str, *arguments: str, temporary: Path) -> subprocess.Popen[str]:
     return subprocess.Popen(
-        [sys.executable, "-c", code, *arguments], stdout=subprocess.PIPE, stdin=subprocess.PIPE, text=True
+        [sys.executable, "-c", code, *arguments],
+        stdout=subprocess.PIPE,
+        stdin=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "TMPDIR": str(temporary)},  # one that is killed cannot tidy up
     )
 
 
@@ -170,12 +174,12 @@ def test_a_server_outlives_the_thread_that_started_it():
 
 @pytest.mark.parametrize("make", ["RedisServer", "ValkeyServer", "MemcachedServer"])
 @pytest.mark.parametrize("end", ["SIGKILL", "exit"])
-def test_a_server_ends_with_its_owner(make: str, end: str):
+def test_a_server_ends_with_its_owner(make: str, end: str, tmp_path: Path):
     code = (
         f"from cachewright.testing.servers import {make}\n"
         f"server = {make}(); server.start(); print(server.pid, flush=True); input()"
     )
-    with run_python(code) as owner:
+    with run_python(code, temporary=tmp_path) as owner:
         assert owner.stdout is not None
         pid = int(owner.stdout.readline())
         assert not gone(pid)
@@ -349,7 +353,7 @@ server = EmbeddedServer(sys.argv[1]); server.start(); print(server.pid, server.u
 
 
 def test_processes_that_start_at_once_share_one_server_and_it_ends_with_the_last(tmp_path: Path):
-    users = [run_python(SHARER, str(tmp_path)) for _ in range(4)]
+    users = [run_python(SHARER, str(tmp_path), temporary=tmp_path) for _ in range(4)]
     try:
         said = {user.stdout.readline() for user in users if user.stdout is not None}
         assert len(said) == 1
