@@ -28,7 +28,7 @@ LAYERS = [
     r"options",
     r"keys|key_\w+",
     r"events",
-    r"core\.slot\w*",
+    r"core\.(header|slot\w*)",
     r"codecs(\..+)?|runtime(\..+)?",
     r"tiers(\..+)?",
     r"behind\.buffers(\..+)?",
@@ -36,7 +36,7 @@ LAYERS = [
     r"core(\..+)?",
     r"behind(\..+)?",
     r"decorator\w*|repository\w*|schedule\w*",
-    r"urls",
+    r"urls|environment",
     r"cache|cache_\w+",
     r"",  # cachewright itself
     r"(compat|integrations|cli|tour|testing)(\..+)?|__main__",
