@@ -87,6 +87,8 @@ class Connection:
     def __init__(self, address: Address, faults: Faults, late: LateStores) -> None:
         self.ready = False
         self.closed = False
+        self.dismissed = False
+        """Closed because the tier was: nothing is sent again for those that waited."""
         self._address = address
         self._faults = faults
         self._late = late
@@ -128,6 +130,17 @@ class Connection:
                 self._flushing = True
                 self._loop.call_soon(self._flush)
         return future
+
+    def ended(self) -> bool:
+        """Whether the server closed an idle connection and the loop has not come round to seeing it."""
+        if self._sock is None or not self.ready or self._waiting:
+            return False
+        try:
+            return not self._sock.recv(1, socket.MSG_PEEK)
+        except BlockingIOError:
+            return False
+        except OSError:
+            return True
 
     # -- opening
 
@@ -300,6 +313,7 @@ class Connection:
 
     def close(self) -> None:
         """Closes from any thread, also when the loop is gone."""
+        self.dismissed = True
         error = EOFError("the tier was closed")
         loop = self._loop
         try:

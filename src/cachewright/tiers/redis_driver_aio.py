@@ -60,18 +60,18 @@ class AioDriver:
         self, commands: Sequence[Command], deadline: float, *, repeatable: bool = False, store: bool = False
     ) -> list[Reply]:
         """Sends all commands in one piece and returns their replies in order."""
-        connection = self._shared()
+        connection = self._shared(check=not repeatable)
         held = repeatable and connection.ready
         try:
             return await self._exchange(connection, commands, deadline, store)
         except TierTimeout:
             raise
         except TierUnavailable:
-            if not held or not connection.closed:
+            if not held or not connection.closed or connection.dismissed:
                 raise  # a fresh connection failed, or the server refused: sending again would gain nothing
         if time.monotonic() >= deadline:
             raise self._faults.timed_out()
-        return await self._exchange(self._shared(), commands, deadline, store)
+        return await self._exchange(self._shared(check=False), commands, deadline, store)
 
     async def hold(self, deadline: float, work: Callable[[Send], Awaitable[T]]) -> T:
         """Runs ``work`` with a sender that stays on one connection, which nobody else uses meanwhile."""
@@ -82,9 +82,7 @@ class AioDriver:
         except TimeoutError as error:
             raise self._faults.timed_out() from error
         try:
-            connection = place.held
-            if connection is None or connection.closed:
-                connection = place.held = self._connect()
+            connection = place.held = self._usable(place.held, check=True)
 
             async def send(commands: Sequence[Command]) -> list[Reply]:
                 return await self._exchange(connection, commands, deadline, False)
@@ -110,14 +108,16 @@ class AioDriver:
             return replies[len(killed) :]
         return replies
 
-    def _shared(self) -> Connection:
+    def _shared(self, *, check: bool) -> Connection:
         place = self._place()
-        connection = place.shared
-        if connection is None or connection.closed:
-            connection = place.shared = self._connect()
+        connection = place.shared = self._usable(place.shared, check=check)
         return connection
 
-    def _connect(self) -> Connection:
+    def _usable(self, connection: Connection | None, *, check: bool) -> Connection:
+        if connection is not None and not connection.closed:
+            if not (check and connection.ended()):
+                return connection
+            connection.fail(EOFError())
         return Connection(self._address, self._faults, self._late)
 
     def _place(self) -> _Place:

@@ -41,12 +41,14 @@ _SLACK = 0.002
 class _Connection:
     """A socket, its parser and its id at the server."""
 
-    __slots__ = ("__weakref__", "_limit", "_reader", "busy", "client_id", "sock")
+    __slots__ = ("__weakref__", "_limit", "_reader", "busy", "client_id", "dismissed", "sock")
 
     def __init__(self, address: Address, faults: Faults, deadline: float) -> None:
         self.client_id = 0
         self.busy = False
         """Sent, and replies not read: true between calls only where a signal's exception came in between."""
+        self.dismissed = False
+        """Closed because the tier was: nothing is sent again for the one that waited."""
         self._limit = remaining(deadline)
         self._reader = new_reader()
         self.sock: socket.socket | ssl.SSLSocket = _open(address, deadline)
@@ -227,7 +229,8 @@ class BlockingDriver:
         except TierTimeout:
             raise
         except TierUnavailable:
-            if not repeatable or pending.fresh or pending.connection.usable:
+            connection = pending.connection
+            if not repeatable or pending.fresh or connection.usable or connection.dismissed:
                 raise  # a fresh connection failed, or the server refused: sending again would gain nothing
         return self.finish(self.start(commands, deadline, store=store), deadline)
 
@@ -278,6 +281,7 @@ class BlockingDriver:
             connections = list(self._all)
             self._all.clear()
         for connection in connections:
+            connection.dismissed = True
             shut(connection.sock)
 
     def _take(self, deadline: float, *, check: bool) -> tuple[_Connection, bool]:
