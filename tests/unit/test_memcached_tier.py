@@ -190,6 +190,18 @@ def test_a_servers_own_smaller_limit_is_found_out(own_memcached, make_tier, face
         face(tier.store, {"a": slot(b"x" * 9000)})
 
 
+def test_a_server_without_cas_numbers_is_refused(own_memcached, make_tier, face: Face):
+    tier = make_tier(own_memcached(arguments=("-C",)))
+    face(tier.swap, [Swap("a", None, lease())])
+    for call in (
+        lambda: face(tier.read, ["a"]),
+        lambda: face(tier.drop, ["a"]),
+        lambda: face(tier.store, {"a": slot()}),
+    ):
+        with pytest.raises(TierProtocolError, match="without -C"):
+            call()
+
+
 @pytest.mark.parametrize(
     "key",
     [
@@ -319,6 +331,36 @@ def test_generations(tier: MemcachedTier, memcached_server, face: Face):
     assert face(tier.set_generations, {"users": one}, only_missing=True)["users"].mark == one
     assert face(tier.read, [], ["users"])[1]["users"].mark == one
     assert tier.server_time is False
+
+
+def test_round_trips(tier: MemcachedTier, face: Face):
+    """A swap of what was just read or written over a standing connection is one trip."""
+    driver = tier._driver(face.rt)
+    trips = 0
+    exchange = driver.exchange
+
+    async def count(batches, deadline):
+        nonlocal trips
+        trips += 1
+        return await exchange(batches, deadline)
+
+    driver.exchange = count  # type: ignore[method-assign]
+
+    def spent(*call: Any) -> int:
+        nonlocal trips
+        trips = 0
+        face(*call)
+        return trips
+
+    held, stored = lease(), slot()
+    assert spent(tier.read, ["a", "b"], ["t"]) == 1
+    assert spent(tier.swap, [Swap("a", None, held), Swap("b", None, lease())]) == 1
+    assert spent(tier.swap, [Swap("a", held, stored)]) == 1
+    seen = face(tier.read, ["a"])[0]["a"]
+    assert spent(tier.swap, [Swap("a", seen, slot())]) == 1
+    assert spent(tier.swap, [Swap("a", seen, slot())]) == 2  # refused, and what stands
+    assert spent(tier.drop, ["a", "b", "c"]) == 2
+    assert spent(tier.store, {f"n{n}": slot() for n in range(10)}) == 3
 
 
 # ------------------------------------------------------------------------------------------------- races
@@ -729,6 +771,31 @@ def test_one_connection_per_thread_and_it_goes_with_the_thread(tier: MemcachedTi
     assert tier.describe()["connections"] == 0
     drive(tier.read(THREADS, ["a"]))
     assert tier.describe()["connections"] == 1
+
+
+def test_close_lets_a_call_under_way_end_and_then_closes_its_connection(own_memcached, make_tier):
+    server = own_memcached()
+    tier = make_tier(server)
+    drive(tier.store(THREADS, {"a": slot()}))
+    server.pause()
+    got: list[Any] = []
+    over = threading.Event()
+
+    def use() -> None:
+        got.append(drive(tier.read(THREADS, ["a"]))[0])
+        got.append(tier.describe()["connections"])
+        over.wait(10)
+
+    thread = threading.Thread(target=use)
+    thread.start()
+    assert wait_until(lambda: tier.describe()["connections"] == 2, 5)
+    tier.close()
+    server.resume()
+    assert wait_until(lambda: len(got) == 2, 5)
+    over.set()
+    thread.join()
+    assert got[0].keys() == {"a"}
+    assert got[1] == 0
 
 
 def test_a_tick_of_the_loop_is_one_connection_and_one_write(tier: MemcachedTier, monkeypatch):

@@ -138,6 +138,11 @@ def check(tier: str, request: Request, reply: Reply) -> None:
         raise TierProtocolError(
             tier, f"the answer to a {request.verb} of {request.key!r} is about {reply.key[:250]!r}"
         )
+    if status == b"VA" and not reply.cas:
+        # `memcached -C`. A compare with number 0 would be no compare at all there.
+        raise TierProtocolError(
+            tier, "the server keeps no CAS uniques: start memcached without -C (--disable-cas)"
+        )
 
 
 class ReplyParser:

@@ -293,18 +293,16 @@ class AsyncDriver:
         return results
 
     def _link(self, loop: asyncio.AbstractEventLoop, node: int, requests: Sequence[Request]) -> _Link:
-        home = self._homes.get(loop)
-        if home is None:
-            with self._lock:
-                gone = [other for other in self._homes if other.is_closed()]
-                left = [link for other in gone for link in self._homes.pop(other).values()]
-                home = self._homes.setdefault(loop, {})
-            for link in left:
-                link.let_go()
-        found = home.get(node)
+        found = self._homes.get(loop, {}).get(node)
         if found is not None and found.usable(requests):
             return found
-        link = home[node] = _Link(self._tier, self._nodes[node], self._max_item, loop)
+        link = _Link(self._tier, self._nodes[node], self._max_item, loop)
+        with self._lock:
+            gone = [other for other in self._homes if other.is_closed()]
+            left = [link for other in gone for link in self._homes.pop(other).values()]
+            self._homes.setdefault(loop, {})[node] = link
+        for dead in left:
+            dead.let_go()
         return link
 
     def connections(self) -> int:

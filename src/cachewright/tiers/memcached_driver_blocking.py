@@ -141,7 +141,8 @@ class BlockingDriver:
         self._reset()
 
     def _reset(self) -> None:
-        self._lock = threading.Lock()  # guards places only for a dictionary look-up, never during I/O
+        # Held for a dictionary look-up, never during I/O. Re-entrant, for a signal handler may use the cache.
+        self._lock = threading.RLock()
         self._mine = threading.local()
         self._places: weakref.WeakSet[_Place] = weakref.WeakSet()
         self._links: weakref.WeakSet[_Link] = weakref.WeakSet()
