@@ -25,8 +25,8 @@ MAX_LINES = 400
 # from its own line only within one package or, for single files, among one line's files.
 LAYERS = [
     r"errors|spelling",
-    r"options",
     r"keys|key_\w+",
+    r"options",
     r"events",
     r"core\.(header|slot\w*)",
     r"codecs(\..+)?|runtime(\..+)?",
@@ -35,7 +35,9 @@ LAYERS = [
     r"coherence(\..+)?",
     r"core(\..+)?",
     r"behind(\..+)?",
+    r"wrappers",
     r"decorator\w*|repository\w*|schedule\w*",
+    r"strategies",
     r"urls|environment",
     r"cache|cache_\w+",
     r"",  # cachewright itself

@@ -1,3 +1,75 @@
-"""cachewright: the caching layer for Python services."""
+"""cachewright: ten caching strategies for Python services, sync and async, from process memory to Redis Cluster."""
+
+from cachewright.behind.types import Write
+from cachewright.cache import Cache
+from cachewright.core.edit import Inspection, TierView
+from cachewright.core.flight import LoadContext, current_load
+from cachewright.decorator import CachedFunction, CacheInfo
+from cachewright.errors import (
+    BufferError,
+    BufferFull,
+    BufferUnavailable,
+    CacheError,
+    CodecError,
+    ConfigurationError,
+    DecodeError,
+    EncodeError,
+    FlushTimeout,
+    InvalidKeyError,
+    LoadError,
+    LoadTimeout,
+    MissingExtraError,
+    MissingKeyError,
+    NotDirtyError,
+    NotSaved,
+    RecursiveLoadError,
+    TierError,
+    TierProtocolError,
+    TierTimeout,
+    TierUnavailable,
+    WouldDeadlockError,
+    WriteError,
+)
+from cachewright.options import MISSING, Entry, Freshness, Options, Retry
 
 __version__ = "0.1.0"
+
+__all__ = [
+    "MISSING",
+    "BufferError",
+    "BufferFull",
+    "BufferUnavailable",
+    "Cache",
+    "CacheError",
+    "CacheInfo",
+    "CachedFunction",
+    "CodecError",
+    "ConfigurationError",
+    "DecodeError",
+    "EncodeError",
+    "Entry",
+    "FlushTimeout",
+    "Freshness",
+    "Inspection",
+    "InvalidKeyError",
+    "LoadContext",
+    "LoadError",
+    "LoadTimeout",
+    "MissingExtraError",
+    "MissingKeyError",
+    "NotDirtyError",
+    "NotSaved",
+    "Options",
+    "RecursiveLoadError",
+    "Retry",
+    "TierError",
+    "TierProtocolError",
+    "TierTimeout",
+    "TierUnavailable",
+    "TierView",
+    "WouldDeadlockError",
+    "Write",
+    "WriteError",
+    "__version__",
+    "current_load",
+]

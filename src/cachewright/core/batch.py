@@ -144,15 +144,18 @@ class _Batch:
                 self.state.fill(self.rt, self.tickets[lease.key], value, entry, self.options)
             self._finish(lease.key, Outcome.FOUND, value)
 
-    async def _load(self, held: dict[str, Held], below: Mapping[str, Below], marks: dict[str, bytes]) -> None:
+    async def _load(
+        self, held: dict[str, Held], below: Mapping[str, Below], marks: dict[str, bytes], keys: list[str]
+    ) -> None:
+        """One loader call for ``keys``; those that we hold leases on (none, without the authority) are stored."""
         state, rt = self.state, self.rt
-        for key, lease in held.items():
+        for lease in held.values():
             lease.start_heartbeat(rt)
-            state.flights.reached(self.flights[key], Phase.LOADING)
-        keys = list(held)
-        context = LoadContext(
-            state, keys[0], self.options, MISSING, self.flights[keys[0]], also=frozenset(keys)
-        )
+        for key in keys:
+            if key in self.flights:
+                state.flights.reached(self.flights[key], Phase.LOADING)
+        flight = self.flights.get(keys[0])
+        context = LoadContext(state, keys[0], self.options, MISSING, flight, also=frozenset(keys))
         try:
             loaded = await run_loader(state, rt, lambda: self.loader(keys), context)
         except Exception as error:

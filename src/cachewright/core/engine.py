@@ -148,8 +148,10 @@ class Engine:
         for level in chain.levels:
             views[level.tier.name]["breaker"] = "open" if level.is_open else "closed"
             views[level.tier.name]["behind"] = level.behind
+        counters = self.state.stats.as_dict()
+        counters["local_hits"] += sum(count() for count in self.state.hit_counters)
         return {
-            **self.state.stats.as_dict(),
+            **counters,
             "flights": len(self.state.flights),
             "tiers": views,
             "events": dict(self.state.hub.counts),

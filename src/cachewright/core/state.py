@@ -79,6 +79,7 @@ class State:
         self.local_ttl = local_ttl
         self.stats = Stats()
         self.flights = Flights()
+        self.hit_counters: list[Callable[[], int]] = []  # hits that decorated functions answer by themselves
         self.after_fork()
 
     def after_fork(self) -> None:

@@ -17,8 +17,8 @@ from typing import Any, ClassVar
 
 import msgspec
 
-from ..core.slot import Slot
-from ..runtime.base import Runtime
+from cachewright.core.slot import Slot
+from cachewright.runtime.base import Runtime
 
 __all__ = ["Generation", "Swap", "Swapped", "Tier"]
 

@@ -122,7 +122,7 @@ class MemoryTier(Tier):
             raise ConfigurationError(f"max_entries={max_entries!r}: must be at least 1")
         self.max_entries = max_entries
         self.copy = copy
-        self._monotonic = monotonic
+        self.monotonic = self._monotonic = monotonic
         self._now = now
         self._content = NodeTable(max_entries)
         self._held = _Held(self._content)
@@ -354,6 +354,15 @@ class MemoryTier(Tier):
         for node in content.nodes.values():
             if node.slot is not None and node.slot.lease is not None:
                 node.slot = msgspec.structs.replace(node.slot, nonce=os.urandom(8), lease=None)
+
+    def tagged(self, tag: str) -> int:
+        """How many entries carry this tag."""
+        return len(self._content.tagged.get(tag, ()))
+
+    @staticmethod
+    def copied(key: str, value: Any) -> Any:
+        """A deep copy; where there is none an `EncodeError` that names the key."""
+        return _deep(key, value)
 
     def describe(self) -> dict[str, Any]:
         """Entries now, their bound, and how many had to leave for others before their time."""

@@ -40,7 +40,9 @@ class Node:
     Attributes:
         key: the caller's key.
         value: the object, or `DEAD`. Read it *before* ``deadline``.
-        deadline: monotonic seconds until which the entry is fresh; ``inf`` for ever, ``-inf`` once dead.
+        deadline: monotonic seconds until which hits may have the value; ``inf`` for ever, ``-inf`` once dead.
+        fresh: monotonic seconds until which the entry is fresh; later than ``deadline`` where the core wants to see
+            reads before (`StoredEntry.serve_until`).
         mark: hits since the eviction policy last looked, up to `MAX_MARK`.
         entry: times, cost and tags; None once dead.
         tags: the names that `NodeTable.kill_tag` finds it by.
@@ -48,7 +50,19 @@ class Node:
         slot: all that stands under the key; None once dead. Belongs to the tier, as ``home`` does to the policy.
     """
 
-    __slots__ = ("__weakref__", "deadline", "ends", "entry", "home", "key", "mark", "slot", "tags", "value")
+    __slots__ = (
+        "__weakref__",
+        "deadline",
+        "ends",
+        "entry",
+        "fresh",
+        "home",
+        "key",
+        "mark",
+        "slot",
+        "tags",
+        "value",
+    )
 
     def __init__(
         self,
@@ -62,7 +76,7 @@ class Node:
     ) -> None:
         self.key = key
         self.value = value
-        self.deadline = deadline
+        self.deadline = self.fresh = deadline
         self.mark = 0
         self.entry: StoredEntry | None = entry
         self.tags = tags
@@ -111,9 +125,9 @@ class NodeTable:
     def _clamped(node: Node, slot: Slot, monotonic: float, now: int) -> Slot:
         """The slot, never fresher than the monotonic deadline says: a wall clock that was set back revives nothing."""
         entry = node.entry
-        if entry is None or node.deadline == -_INF or node.deadline == _INF:
+        if entry is None or node.fresh in (-_INF, _INF):
             return slot
-        latest = now + max(0, math.ceil((node.deadline - monotonic) * 1000))
+        latest = now + max(0, math.ceil((node.fresh - monotonic) * 1000))
         if entry.fresh_until <= latest + 1:  # one ms of rounding
             return slot
         return msgspec.structs.replace(slot, entry=msgspec.structs.replace(entry, fresh_until=latest))
@@ -148,9 +162,10 @@ class NodeTable:
             # Its tag was invalidated during its load. Hits do not look at tags, so they must not see it at all;
             # who reads the slot compares generations.
             deadline = -_INF
-        self.insert(
-            Node(key, entry.payload, deadline, ends, tuple(t for t, _ in entry.tags), entry, slot), monotonic
-        )
+        node = Node(key, entry.payload, deadline, ends, tuple(t for t, _ in entry.tags), entry, slot)
+        if entry.serve_until < entry.fresh_until:
+            node.deadline = min(deadline, monotonic + (entry.serve_until - now) / 1000)
+        self.insert(node, monotonic)
 
     def _born_valid(self, entry: StoredEntry) -> bool:
         for tag, mark in entry.tags:

@@ -1,0 +1,129 @@
+"""What a `Cache` puts around a function, an origin or a schedule: ``cached``, ``repository``, ``refresh_every``."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable, Collection
+from types import FunctionType
+from typing import Any, ParamSpec, Protocol, TypeVar, Unpack, overload
+
+from cachewright.codecs.annotations import loader_type
+from cachewright.core.engine import Engine
+from cachewright.decorator import CachedFunction, decorate
+from cachewright.options import Entry, Freshness, Options, merge
+from cachewright.runtime.base import Runtime
+
+__all__ = ["Strategies"]
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+class Closing(Protocol):
+    """Something that `Cache.close` ends first."""
+
+    async def close_part(self, rt: Runtime, timeout: float) -> None:
+        """Ends it within ``timeout`` seconds."""
+
+
+class _Decorate(Protocol):
+    """What ``cached(…)`` with options returns."""
+
+    def __call__(self, function: Callable[P, R], /) -> CachedFunction[P, R]: ...
+
+
+class Strategies:
+    """Base of `Cache`."""
+
+    def __init__(self, engine: Engine, threads: Runtime, aio: Runtime) -> None:
+        self.engine = engine
+        self._threads, self._aio = threads, aio
+        self._parts: weakref.WeakSet[Any] = weakref.WeakSet()
+        self._types: weakref.WeakKeyDictionary[Any, Any] = weakref.WeakKeyDictionary()
+
+    @overload
+    def cached(self, function: Callable[P, R], /) -> CachedFunction[P, R]: ...
+
+    @overload
+    def cached(
+        self,
+        *,
+        key: str | Callable[..., str] | None = None,
+        ignore: Collection[str] = (),
+        **options: Unpack[Freshness],
+    ) -> _Decorate: ...
+
+    def cached(  # type: ignore[misc]  # mypy does not see that ``**options: Any`` takes an unpacked TypedDict
+        self,
+        function: Callable[..., Any] | None = None,
+        /,
+        *,
+        key: str | Callable[..., str] | None = None,
+        ignore: Collection[str] = (),
+        **options: Any,
+    ) -> Any:
+        """Caches a function's results: ``@cache.cached`` or ``@cache.cached(ttl=30, key="user:{user_id}")``.
+
+        Takes plain and ``async def`` functions, methods, static- and classmethods (put it above ``@staticmethod`` and
+        ``@classmethod``). The result has the function's own signature, and ``invalidate``, ``refresh``, ``inspect``,
+        ``key_for``, ``cache_info``, ``cache_clear``, ``__wrapped__``; an ``async def`` also ``ainvalidate``,
+        ``arefresh``, ``ainspect``, ``acache_clear``.
+
+        Args:
+            function: the function, without parentheses.
+            key: a template of parameter names (``"user:{user_id}"``) or a callable of the same arguments. Left out:
+                module, name and arguments. Two closures that one factory made share a name: give them a ``key``.
+            ignore: parameters to leave out of the key, such as ``("self", "db")``.
+            **options: freshness options; ``tags`` may be templates too (``"user:{user_id}"``).
+
+        Raises:
+            ConfigurationError: an option, template or function that cannot work.
+        """
+
+        def wrap(target: Callable[..., Any]) -> Any:
+            merged = merge(self.engine.options, options)
+            return decorate(
+                target,
+                self.engine,
+                self._threads,
+                self._aio,
+                merged,
+                key=key,
+                ignore=ignore,
+                typed="type" in options,
+            )
+
+        return wrap if function is None else wrap(function)
+
+    def _load_options(self, given: Freshness, loader: Callable[..., Any], *, many: bool = False) -> Options:
+        """Merged options; the type is the loader's return annotation unless given."""
+        options = self.engine.options
+        if "type" not in given:
+            type_ = self._type_of(loader, many)
+            if type_ is not None:
+                return merge(options, {**given, "type": type_})
+        return merge(options, given)
+
+    def _type_of(self, loader: Callable[..., Any], many: bool) -> Any:
+        if isinstance(loader, FunctionType) and "return" not in loader.__annotations__:
+            return None
+        try:
+            return self._types[loader]
+        except (KeyError, TypeError):
+            type_ = loader_type(loader, wrappers=(Entry,), many=many)
+        try:
+            self._types[loader] = type_
+        except TypeError:  # no weak reference to it: looked up each time
+            pass
+        return type_
+
+    async def _close_parts(self, rt: Runtime, timeout: float) -> None:
+        """Ends schedules and flushers, each within the deadline; the first error is raised after all were asked."""
+        failed: Exception | None = None
+        for part in list(self._parts):
+            try:
+                await part.close_part(rt, timeout)
+            except Exception as error:
+                failed = failed or error
+        if failed is not None:
+            raise failed
