@@ -150,9 +150,8 @@ class Faults:
             return self.timed_out()
         if isinstance(error, hiredis.ProtocolError):
             return TierProtocolError(self.tier, f"{self.label} does not speak Redis's protocol: {error}")
-        reason = (
-            "closed the connection" if isinstance(error, EOFError) else str(error) or type(error).__name__
-        )
+        nameless = "the connection was closed" if isinstance(error, EOFError) else type(error).__name__
+        reason = str(error) or nameless
         return TierUnavailable(self.tier, f"{self.label}: {reason}")
 
     def handshake(self, replies: Sequence[Reply]) -> int:
