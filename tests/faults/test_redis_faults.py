@@ -135,7 +135,9 @@ def test_a_late_store_never_undoes_an_acknowledged_delete(
     """The store lies unread in the hung server's socket. It must be gone once a delete has been acknowledged."""
 
     async def store() -> None:
-        await tier.connect(storing)  # the connection stands: only the store itself can hang
+        await tier.store(
+            storing, {"k": stored()}
+        )  # connection and script stand: only the store itself can hang
         own_server.pause()
         with pytest.raises(TierTimeout):
             await tier.store(storing, {"k": stored(b"late")})
@@ -166,7 +168,7 @@ def test_the_connection_of_a_late_store_is_killed_before_anything_else_is_sent(
         other = threading.Thread(target=lambda: drive(tier.connect(THREADS)))
 
         async def store() -> None:
-            await tier.connect(rt)
+            await tier.store(rt, {"k": stored()})
             proxy.freeze()
             with pytest.raises(TierTimeout):
                 await tier.store(rt, {"k": stored(b"late")})
@@ -174,7 +176,7 @@ def test_the_connection_of_a_late_store_is_killed_before_anything_else_is_sent(
         run(rt, store())
         other.start()
         other.join()
-        assert run(rt, tier.drop(rt, ["k"])) == [False]
+        assert run(rt, tier.drop(rt, ["k"])) == [True]
         proxy.thaw()
         for _ in range(20):
             assert server.ask("GET", f"{namespace}:k:k") is None
@@ -329,10 +331,14 @@ def test_a_cancelled_caller_disturbs_nobody(tier: RedisTier) -> None:
     asyncio.run(main())
 
 
-def test_a_cancelled_store_is_over_when_its_caller_goes(tier: RedisTier, own_server: RedisProcess) -> None:
+def test_a_cancelled_store_is_over_when_its_caller_goes(
+    own_redis: Callable[..., RedisServer], namespace: str
+) -> None:
+    server = own_redis()
+
     async def main() -> None:
-        await tier.connect(AIO)
-        own_server.pause()
+        await tier.store(AIO, {"k": stored()})
+        proxy.freeze()
         task = asyncio.ensure_future(tier.store(AIO, {"k": stored(b"late")}))
         await asyncio.sleep(0.05)
         task.cancel()
@@ -342,12 +348,16 @@ def test_a_cancelled_store_is_over_when_its_caller_goes(tier: RedisTier, own_ser
         with pytest.raises(asyncio.CancelledError):
             await task
         assert time.monotonic() - start < LATEST
-        own_server.resume()
-        await asyncio.to_thread(lambda: drive(tier.drop(THREADS, ["k"])))
-        await asyncio.sleep(0.1)
-        assert own_server.ask("GET", f"{tier.namespace}:k:k") is None
+        assert await asyncio.to_thread(lambda: drive(tier.drop(THREADS, ["k"]))) == [True]
+        proxy.thaw()
+        for _ in range(20):
+            assert server.ask("GET", f"{namespace}:k:k") is None
+            await asyncio.sleep(0.01)
 
-    asyncio.run(main())
+    with _Proxy(server.port) as proxy:
+        tier = RedisTier(port=proxy.port, namespace=namespace, timeout=0.3)
+        asyncio.run(main())
+        tier.close()
 
 
 def test_a_cancelled_large_swap_leaves_nothing_watched(tier: RedisTier, own_server: RedisProcess) -> None:
