@@ -9,10 +9,9 @@ from collections.abc import Mapping
 import pytest
 
 from cachewright import events
-from cachewright.behind import registry
 from cachewright.behind.buffers import open_buffer
 from cachewright.behind.buffers.base import NewRecord
-from cachewright.behind.flusher import Flusher
+from cachewright.behind.flusher import Flusher, find_flusher
 from cachewright.behind.saving import Savers
 from cachewright.behind.types import BehindOptions, Write
 from cachewright.errors import BufferFull, ConfigurationError, FlushTimeout, NotSaved
@@ -587,7 +586,7 @@ def test_elsewhere_means_that_flush_only_waits(bench):
     with pytest.raises(FlushTimeout):
         drive(desk.flusher.flush(THREADS, 0.1))
     assert desk.saves == []
-    found = registry.find("shop", "user")
+    found = find_flusher("shop", "user")
     assert found == desk.flusher
     desk.step(keys=["a"])
     drive(desk.flusher.flush(THREADS, 0.1))

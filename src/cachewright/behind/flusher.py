@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import threading
+import weakref
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -16,14 +17,13 @@ from ..errors import ConfigurationError, FlushTimeout
 from ..events import BackgroundFailed, Hub
 from ..runtime.base import Job, Runtime, Waiter, drive
 from ..runtime.threads import THREADS
-from . import registry
 from .buffers.base import Buffer, BufferStats, NewRecord
 from .intake import Intake
 from .rounds import AfterSave, Rounds
 from .saving import Savers
 from .types import BehindOptions
 
-__all__ = ["Flusher", "FlusherStats", "Where"]
+__all__ = ["Flusher", "FlusherStats", "Where", "find_flusher", "known_flushers"]
 
 Where = Literal["background", "none", "worker", "celery"]
 _LONGEST_PAUSE = 10.0  # between rounds while the buffer itself fails
@@ -78,6 +78,11 @@ class Flusher:
         where: Where = "background",
         notify: Callable[[Sequence[str]], None] | None = None,
     ) -> None:
+        if where == "celery" and savers.is_async:
+            raise ConfigurationError(
+                f"the savers of {repository!r} are async, and Celery's workers run plain functions: give those, "
+                f"or leave the flusher in the background"
+            )
         self.buffer, self.savers = buffer, savers
         self.namespace, self.repository = namespace, repository
         self.options, self.events, self.where = options, events, where
@@ -85,7 +90,8 @@ class Flusher:
         self._rounds = Rounds(buffer, savers, repository, after_save, options, events)
         self._intake = Intake(buffer, options)
         self._reset()
-        registry.register(self)
+        with _known_lock:
+            _known[namespace, repository] = self
 
     def _reset(self) -> None:
         """What a forked child must have anew: locks that others may have held, waiters of threads that are gone."""
@@ -331,3 +337,27 @@ class _Thread:
     def done(self) -> bool:
         """Whether it has ended."""
         return not self._thread.is_alive()
+
+
+_known: weakref.WeakValueDictionary[tuple[str, str], Flusher] = weakref.WeakValueDictionary()
+_known_lock = threading.Lock()
+
+
+def _renew_known_lock() -> None:
+    global _known_lock
+    _known_lock = threading.Lock()  # another thread of the parent may have held it at the fork
+
+
+os.register_at_fork(after_in_child=_renew_known_lock)
+
+
+def find_flusher(namespace: str, repository: str) -> Flusher | None:
+    """The flusher of that repository, if this process made it (a Celery worker: if it imported the module that does)."""
+    with _known_lock:
+        return _known.get((namespace, repository))
+
+
+def known_flushers() -> list[Flusher]:
+    """All flushers of this process."""
+    with _known_lock:
+        return list(_known.values())

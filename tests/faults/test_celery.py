@@ -1,0 +1,323 @@
+"""Flushing by Celery: a real RabbitMQ, real worker processes, lost hints, killed children, a dead broker."""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+import subprocess
+import sys
+import textwrap
+import time
+from contextlib import closing
+
+import psutil
+import pytest
+
+from cachewright import events
+from cachewright.behind.buffers import open_buffer
+from cachewright.behind.buffers.base import NewRecord
+from cachewright.behind.celery import app_for, install, unsafe_settings
+from cachewright.behind.flusher import Flusher
+from cachewright.behind.saving import Savers
+from cachewright.behind.types import BehindOptions
+from cachewright.errors import ConfigurationError, FlushTimeout
+from cachewright.runtime.base import drive
+from cachewright.runtime.threads import THREADS
+
+# The user's module: both sides import it. Saves go to a SQLite database and are appended to a journal.
+SHOP = """
+    import os, sqlite3, time
+    from celery import Celery
+    from cachewright.behind.buffers import open_buffer
+    from cachewright.behind.celery import install
+    from cachewright.behind.flusher import Flusher
+    from cachewright.behind.saving import Savers
+    from cachewright.behind.types import BehindOptions
+    from cachewright.events import Hub
+
+    FOLDER = os.environ["SHOP_FOLDER"]
+    app = Celery("shop", broker=os.environ["SHOP_BROKER"])
+    app.conf.broker_connection_retry_on_startup = True
+    app.conf.worker_hijack_root_logger = False
+    flushing = install(
+        app, queue=os.environ["SHOP_QUEUE"], queue_type=os.environ.get("SHOP_QUEUE_TYPE", "classic"),
+        sweep=float(os.environ.get("SHOP_SWEEP", "3600")),
+    )
+
+    def save(id, value, write):
+        if value == "kill" and write.attempt == 1:
+            os.kill(os.getpid(), 9)
+        with sqlite3.connect(f"{FOLDER}/origin.db", timeout=20) as db:
+            db.execute("CREATE TABLE IF NOT EXISTS journal(id, value, pid)")
+            db.execute("CREATE TABLE IF NOT EXISTS users(id PRIMARY KEY, value, seq)")
+            db.execute("INSERT INTO users VALUES(?1, ?2, ?3) ON CONFLICT DO UPDATE SET value = ?2, seq = ?3 "
+                       "WHERE seq < ?3", (id, value, write.sequence))
+            db.execute("INSERT INTO journal VALUES(?, ?, ?)", (id, value, os.getpid()))
+        db.close()
+
+    async def after_save(rt, keys):
+        pass
+
+    hub = Hub()
+    flusher = Flusher(
+        open_buffer(f"sqlite:///{FOLDER}/buffer.db", "shop/user"),
+        Savers(save=save, decode=lambda r: r.payload.decode(), decode_id=lambda raw: raw.decode()),
+        namespace="shop", repository="user", after_save=after_save,
+        options=BehindOptions(ordered_saver=True), events=hub,
+        where="celery", notify=flushing.hints("shop", "user", hub),
+    )
+"""
+
+PUT = """
+    import sys
+    from shop import *
+    from cachewright.behind.buffers.base import NewRecord
+    from cachewright.runtime.base import drive
+    from cachewright.runtime.threads import THREADS
+    for pair in sys.argv[1:]:
+        key, value = pair.split("=")
+        drive(flusher.accept(THREADS, [NewRecord(key, key.encode(), value.encode())]))
+    flushing.sender.drain(20)
+    print(flushing.sender.sent, flushing.sender.lost)
+"""
+
+
+class Shop:
+    """The user's module, its workers, its origin."""
+
+    def __init__(self, folder, broker, **more) -> None:
+        self.folder = folder
+        (folder / "shop.py").write_text(textwrap.dedent(SHOP))
+        self.env = {
+            **os.environ,
+            "SHOP_FOLDER": str(folder),
+            "SHOP_BROKER": broker,
+            "SHOP_QUEUE": f"hints-{os.urandom(4).hex()}",
+            "PYTHONPATH": os.pathsep.join([str(folder), *filter(None, sys.path)]),
+            **more,
+        }
+        self.workers: list[subprocess.Popen[bytes]] = []
+
+    def worker(self, pool="solo", size=1):
+        name = f"w{os.urandom(4).hex()}@localhost"
+        with open(self.folder / f"{name}.log", "wb") as log:
+            process = subprocess.Popen(
+                [
+                    *(sys.executable, "-m", "celery", "-A", "shop", "worker", "-P", pool, "-c", str(size), "-n", name),
+                    *("--without-gossip", "--without-mingle", "--without-heartbeat", "-l", "INFO"),
+                ],
+                env=self.env,
+                cwd=self.folder,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+            )  # fmt: skip
+        self.workers.append(process)
+        self.wait(lambda: "ready." in self.log(), "the worker's start", 60)
+        return process
+
+    def log(self) -> str:
+        return "".join(path.read_text(errors="replace") for path in self.folder.glob("*.log"))
+
+    def put(self, *pairs):
+        done = subprocess.run(
+            [sys.executable, "-c", textwrap.dedent(PUT), *pairs],
+            env=self.env,
+            capture_output=True,
+            text=True,
+            timeout=60,
+        )
+        assert done.returncode == 0, done.stderr
+        sent, lost = done.stdout.split()
+        return int(sent), int(lost)
+
+    def rows(self, table="users") -> list[tuple]:
+        if not (self.folder / "origin.db").exists():
+            return []
+        with closing(sqlite3.connect(self.folder / "origin.db", timeout=20)) as db:
+            try:
+                return db.execute(f"SELECT * FROM {table} ORDER BY rowid").fetchall()
+            except sqlite3.OperationalError:
+                return []
+
+    def users(self) -> dict[str, str]:
+        return {id: value for id, value, _ in self.rows()}
+
+    def buffer(self):
+        return open_buffer(f"sqlite:///{self.folder}/buffer.db", "shop/user")
+
+    def dirty(self) -> int:
+        return drive(self.buffer().stats(THREADS)).dirty
+
+    def wait(self, ready, what, timeout=30.0):
+        deadline = time.monotonic() + timeout
+        while not ready():
+            for process in self.workers:
+                assert process.poll() is None, self.log()
+            assert time.monotonic() < deadline, f"{what} did not come\n{self.log()}"
+            time.sleep(0.02)
+
+    def close(self) -> None:
+        self.buffer().close()
+        for process in self.workers:
+            if process.poll() is None:
+                kill_all(process)
+
+
+def kill_all(process) -> None:
+    """A worker and its pool, at once: nothing of a test's end may depend on a kind shutdown."""
+    children = psutil.Process(process.pid).children(recursive=True)
+    process.kill()
+    process.wait()
+    for child in children:
+        if child.is_running():
+            child.kill()
+    psutil.wait_procs(children, 5)
+
+
+@pytest.fixture
+def shop(tmp_path, rabbitmq_server):
+    made = []
+
+    def make(broker=None, **more):
+        made.append(Shop(tmp_path, broker or rabbitmq_server.url, **more))
+        return made[-1]
+
+    yield make
+    for one in made:
+        one.close()
+
+
+@pytest.mark.parametrize(("pool", "kind"), [("solo", "classic"), ("prefork", "quorum")])
+def test_a_worker_saves_what_was_hinted(shop, pool, kind):
+    desk = shop(SHOP_QUEUE_TYPE=kind)
+    worker = desk.worker(pool, 2)
+    assert desk.put("a=1", "b=2", "a=3")[1] == 0
+    desk.wait(lambda: desk.dirty() == 0, "the flush")
+    assert desk.users() == {"a": "3", "b": "2"}
+    savers = {pid for _, _, pid in desk.rows("journal")}
+    assert (worker.pid in savers) is (pool == "solo")
+    assert "unsafe Celery setting" not in desk.log()
+
+
+def test_what_was_never_hinted_is_swept_up(shop):
+    desk = shop(SHOP_SWEEP="0.3")
+    buffer = desk.buffer()
+    drive(buffer.append(THREADS, [NewRecord("a", b"a", b"1"), NewRecord("b", b"b", b"2")]))
+    desk.worker()
+    desk.wait(lambda: desk.dirty() == 0, "the sweep")
+    assert desk.users() == {"a": "1", "b": "2"}
+
+
+def test_doubled_late_and_empty_hints_do_no_harm(shop):
+    desk = shop()
+    desk.put("a=1")
+    desk.put("a=2")
+    desk.put("a=3")
+    desk.worker("prefork", 2)
+    desk.wait(lambda: desk.log().count("succeeded") >= 3, "three hints")
+    assert desk.dirty() == 0
+    assert desk.rows("journal")[-1][:2] == ("a", "3")
+    assert len(desk.rows("journal")) == 1, "one record, the newest state, saved once"
+
+
+def test_a_pool_child_killed_in_its_save_loses_nothing(shop):
+    desk = shop()
+    desk.worker("prefork", 2)
+    desk.put("a=kill", "b=2")
+    desk.wait(lambda: desk.dirty() == 0, "the flush by another child")
+    assert desk.users() == {"a": "kill", "b": "2"}
+
+
+def test_a_worker_killed_with_its_children_loses_nothing(shop):
+    desk = shop(SHOP_SWEEP="0.5")
+    desk.put(*(f"k{n}={n}" for n in range(30)))
+    worker = desk.worker("prefork", 2)
+    desk.put(*(f"k{n}={n + 1}" for n in range(30)))
+    kill_all(worker)
+    desk.workers.clear()
+    for path in desk.folder.glob("*.log"):
+        path.unlink()
+    desk.worker()
+    desk.wait(lambda: desk.dirty() == 0, "the next worker's sweep")
+    assert desk.users() == {f"k{n}": str(n + 1) for n in range(30)}
+
+
+def test_a_dead_broker_delays_and_loses_nothing(shop, own_rabbitmq):
+    broker = own_rabbitmq()
+    desk = shop(broker.url, SHOP_SWEEP="0.5")
+    broker.kill()
+    started = time.monotonic()
+    sent, lost = desk.put("a=1", "b=2")
+    assert (sent, lost) == (0, 2)
+    assert time.monotonic() - started < 20
+    assert desk.dirty() == 2
+    broker.start()
+    desk.worker()
+    desk.wait(lambda: desk.dirty() == 0, "the sweep after the broker's return")
+    assert desk.users() == {"a": "1", "b": "2"}
+
+
+def test_a_worker_that_did_not_import_the_repository_says_so(shop):
+    desk = shop()
+    desk.worker()
+    app = app_for(desk.env["SHOP_BROKER"])
+    other = install(app, queue=desk.env["SHOP_QUEUE"], sweep=0)
+    other.sender.put("shop", "order", ["a"], events.Hub())
+    desk.wait(lambda: "must import the module" in desk.log(), "the error")
+    assert "it knows shop/user" in desk.log()
+
+
+async def _nothing(rt, keys):
+    return None
+
+
+def test_put_neither_waits_for_a_broker_nor_hears_of_it(tmp_path):
+    hub = events.Hub()
+    told: list[events.Event] = []
+    hub.subscribe(told.append)
+    flushing = install(app_for("amqp://guest:guest@127.0.0.1:1//"))
+    buffer = open_buffer(f"sqlite:///{tmp_path}/x.db", "shop/user")
+    saved: list[str] = []
+    flusher = Flusher(
+        buffer,
+        Savers(
+            save=lambda _, value: saved.append(value), decode=lambda _: "v", decode_id=lambda raw: raw.decode()
+        ),
+        namespace="shop", repository="user", after_save=_nothing, options=BehindOptions(), events=hub,
+        where="celery", notify=flushing.hints("shop", "user", hub),
+    )  # fmt: skip
+    drive(flusher.accept(THREADS, [NewRecord("a", b"a", b"1")]))
+    assert flushing.sender.drain(20)
+    assert [type(event) for event in told] == [events.BackgroundFailed]
+    assert flushing.sender.lost == 1
+    assert saved == []
+    with pytest.raises(FlushTimeout):
+        drive(flusher.flush(THREADS, 0.05))
+    buffer.close()
+
+
+def test_unsafe_settings_are_named():
+    import celery
+
+    app = celery.Celery("x", broker="redis://127.0.0.1:1/0", set_as_current=False)
+    app.conf.accept_content = ["json", "pickle"]
+    app.conf.task_annotations = {"cachewright.flush": {"acks_late": False, "reject_on_worker_lost": False}}
+    install(app)
+    app.finalize()
+    found = "\n".join(unsafe_settings(app))
+    for word in ("visibility timeout", "acks_late", "reject_on_worker_lost", "pickle"):
+        assert word in found
+    safe = celery.Celery("y", broker="amqp://127.0.0.1:1//", set_as_current=False)
+    install(safe)
+    safe.finalize()
+    assert unsafe_settings(safe) == []
+
+
+def test_wrong_uses(monkeypatch):
+    monkeypatch.delenv("CACHEWRIGHT_BROKER", raising=False)
+    with pytest.raises(ConfigurationError, match="CACHEWRIGHT_BROKER"):
+        app_for()
+    with pytest.raises(ConfigurationError, match=r"celery\.Celery"):
+        install("amqp://")
+    with pytest.raises(ConfigurationError, match="quorum"):
+        install(app_for("amqp://127.0.0.1:1//"), queue_type="stream")  # type: ignore[arg-type]
