@@ -199,6 +199,15 @@ def test_a_worker_saves_what_was_hinted(shop, pool, kind):
     assert "unsafe Celery setting" not in desk.log()
 
 
+def test_a_valkey_broker_works_and_is_warned_of(shop, valkey_server):
+    desk = shop(valkey_server.url, SHOP_SWEEP="0.5")
+    desk.worker("prefork", 2)
+    assert desk.put("a=1", "b=kill") == (2, 0)
+    desk.wait(lambda: desk.dirty() == 0, "the flush")
+    assert desk.users() == {"a": "1", "b": "kill"}
+    assert "visibility timeout" in desk.log()
+
+
 def test_what_was_never_hinted_is_swept_up(shop):
     desk = shop(SHOP_SWEEP="0.3")
     buffer = desk.buffer()

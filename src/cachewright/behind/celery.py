@@ -97,7 +97,6 @@ class CeleryFlushing:
             # the message stays until the save is done, also when only the pool's child dies
             "acks_late": True,
             "reject_on_worker_lost": True,
-            "delivery_mode": 2,
         }
         self.flush_task = app.task(_flush, name=FLUSH, **how)
         self.sweep_task = app.task(_sweep, name=SWEEP, **how)
@@ -236,6 +235,7 @@ class HintSender:
                     (namespace, repository, keys),
                     producer=producer,
                     queue=self._flushing.queue,
+                    delivery_mode=2,  # the hint outlives a restart of the broker
                     retry=False,
                     confirm_timeout=5.0,
                 )
