@@ -55,9 +55,14 @@ def test_default_place(monkeypatch, tmp_path):
     assert default_buffer_url("n", "r") == "sqlite:///x.db"
 
 
-def test_making_a_buffer_makes_no_file(tmp_path):
+def test_making_and_asking_a_buffer_makes_no_file(tmp_path):
     buffer = open_buffer(f"sqlite:///{tmp_path}/sub/x.db", "s")
     assert not buffer.exists
+    assert drive(buffer.read(THREADS, ["a"])) == {}
+    assert drive(buffer.claim(THREADS, 10, b"flusher1", 5)) == []
+    assert drive(buffer.next_due(THREADS)) is None
+    assert drive(buffer.records(THREADS)) == []
+    assert depth(buffer) == 0
     assert not (tmp_path / "sub").exists()
 
 

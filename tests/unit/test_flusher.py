@@ -544,6 +544,30 @@ def test_closing_after_the_loop_is_gone_names_what_async_savers_left(bench):
     assert caught.value.dirty == ["a"]
 
 
+def test_the_blocking_face_may_close_while_another_threads_loop_saves(bench):
+    async def save(id, value):
+        await asyncio.sleep(0.05)
+        desk.origin[id] = value
+
+    desk = bench(where="background", save=save)
+    closed = threading.Event()
+
+    def close():
+        drive(desk.flusher.close(THREADS, 20))
+        closed.set()
+
+    async def main():
+        await desk.flusher.accept(AIO, [NewRecord("a", b"a", b"1")])
+        thread = threading.Thread(target=close)
+        thread.start()
+        while thread.is_alive():
+            await asyncio.sleep(0.01)
+
+    asyncio.run(main())
+    assert closed.is_set()
+    assert desk.origin == {"a": "1"}
+
+
 def test_sync_savers_serve_the_awaiting_face_from_the_thread(bench):
     desk = bench(where="background")
 

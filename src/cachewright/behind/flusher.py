@@ -158,12 +158,12 @@ class Flusher:
     def start(self, rt: Runtime) -> None:
         """Has the background work running, where it belongs to this process; harmless when it runs."""
         self._own_process()
-        if self.where != "background" or (self._job is not None and not self._job.done()):
+        if self.where != "background" or self.is_running():
             return
         if self.savers.is_async and rt.name != "asyncio":
             return  # the first awaiting call starts it
         with self._lock:
-            if self._job is not None and not self._job.done():
+            if self.is_running():
                 return
             self._stopping = False
             name = f"flusher of {self.repository}"
@@ -171,6 +171,10 @@ class Flusher:
                 self._job = rt.spawn(lambda: self._run(rt), name)
             else:
                 self._job = _Thread(lambda: drive(self._run(THREADS)), f"cachewright {name}")
+
+    def is_running(self) -> bool:
+        """Whether the background work of this process is alive."""
+        return self._job is not None and not self._job.done()
 
     def resume(self) -> bool:
         """At a repository's creation: starts the flusher if records of an earlier process are there."""
@@ -220,7 +224,9 @@ class Flusher:
         """
         if not self.buffer.exists:
             return
-        self.check_face(rt)
+        self._own_process()
+        if not self.is_running():  # else another loop's task does the work, and this one only waits
+            self.check_face(rt)
         self.start(rt)
         deadline = None if timeout is None else rt.monotonic() + timeout
         dead = {record.key for record in await self.buffer.records(rt, dead=True)}
@@ -264,10 +270,9 @@ class Flusher:
             FlushTimeout: dirty keys remained; they stay in the buffer.
         """
         self._own_process()
-        running = self._job is not None and not self._job.done()
         try:
             if self.where in ("background", "none") and self.buffer.exists:
-                if self.savers.is_async and rt.name != "asyncio" and not running:
+                if self.savers.is_async and rt.name != "asyncio" and not self.is_running():
                     if await self.buffer.next_due(rt) is not None:
                         raise await self._too_late(rt, 0)
                 else:

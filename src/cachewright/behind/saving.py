@@ -7,7 +7,7 @@ Every other failure is *unknown*: the save may still land, also after a later on
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -91,6 +91,19 @@ class Savers:
         """Whether a delete can be saved."""
         return self._delete is not None or self._delete_many is not None
 
+    @property
+    def certain(self) -> tuple[type[Exception], ...]:
+        """The exceptions by which these savers say that the origin is unchanged."""
+        return self._not_saved
+
+    def check(self, repository: str, deletes: Iterable[bool]) -> None:
+        """Raises `ConfigurationError` where a write (True: a delete) has no saver, before anything is touched."""
+        for delete in set(deletes):
+            try:
+                self._pick(delete)
+            except ConfigurationError as error:
+                raise ConfigurationError(f"{repository!r}: {error}") from None
+
     def is_unknown(self, error: BaseException) -> bool:
         """Whether a save that raised this may have changed the origin all the same."""
         return not isinstance(error, self._not_saved)
@@ -111,6 +124,16 @@ class Savers:
         if many is not None:
             for error in _failures(await rt.call(many, [write])).values():
                 raise error
+
+    async def save_now(self, rt: Runtime, writes: Sequence[Write]) -> None:
+        """Saves writes of one kind while the caller waits; the savers' own error comes through."""
+        many, _ = self._pick(writes[0].value is MISSING)
+        if many is None or len(writes) == 1:
+            for write in writes:
+                await self.save_one(rt, write)
+            return
+        for error in _failures(await rt.call(many, list(writes))).values():
+            raise error
 
     async def save(self, rt: Runtime, records: Sequence[Record]) -> list[Outcome]:
         """Saves all; one outcome each, in no particular order. Never raises what a saver raised."""

@@ -152,7 +152,7 @@ class SQLiteBuffer(Buffer):
                 found.update((row.key, row) for row in rows)
             return found
 
-        return await self._file.read(rt, work)
+        return await self._look(rt, work, {})
 
     async def next_due(self, rt: Runtime, *, hurry: bool = False) -> float | None:
         def work(db: sqlite3.Connection) -> float | None:
@@ -171,7 +171,7 @@ class SQLiteBuffer(Buffer):
                 times += [0.0] if db.execute(window, (self.scope,)).fetchone() else []
             return min(times, default=None)
 
-        return await self._file.read(rt, work)
+        return await self._look(rt, work, None)
 
     async def stats(self, rt: Runtime) -> BufferStats:
         def work(db: sqlite3.Connection) -> BufferStats:
@@ -183,15 +183,15 @@ class SQLiteBuffer(Buffer):
             ).fetchone()
             return BufferStats(*row)
 
-        return await self._file.read(rt, work)
+        return await self._look(rt, work, BufferStats())
 
     async def records(self, rt: Runtime, limit: int = 1000, *, dead: bool = False) -> list[Record]:
-        return await self._file.read(
-            rt,
-            lambda db: self._select(
-                db, "state < 2 AND dead = ? ORDER BY first_dirty LIMIT ?", int(dead), limit
-            ),
-        )
+        condition = "state < 2 AND dead = ? ORDER BY first_dirty LIMIT ?"
+        return await self._look(rt, lambda db: self._select(db, condition, int(dead), limit), [])
+
+    async def _look(self, rt: Runtime, work: Callable[[sqlite3.Connection], T], empty: T) -> T:
+        """Reads; a process that only ever asks makes no file."""
+        return await self._file.read(rt, work) if self.exists else empty
 
     # -- saving -------------------------------------------------------------------------------------------------
 
@@ -205,9 +205,11 @@ class SQLiteBuffer(Buffer):
         keys: Sequence[str] | None = None,
         hurry: bool = False,
     ) -> list[Record]:
-        look = partial(self._due, rt, limit, keys, hurry)
+        def look(db: sqlite3.Connection) -> list[Record]:
+            return self._due(rt, limit, keys, hurry, db)
+
         # an idle flusher looks often: it must not take the file's write lock for nothing
-        if not await self._file.read(rt, look):
+        if not await self._look(rt, look, []):
             return []
 
         def work(db: sqlite3.Connection) -> list[Record]:
