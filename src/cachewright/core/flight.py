@@ -4,7 +4,8 @@ State changes are plain functions under one lock that is never held across an ``
 
 Who may use a flight's result depends on how far it was when they joined:
 
-* before its read was sent: anything it found or loaded;
+* before its read was sent: anything it found or loaded (a flight that waits for another process's lease reads in
+  rounds: who joined in an earlier round joined before the read that found it);
 * before its loader was called: what it loaded, but not what it had read;
 * later: only a load whose lease still stood at its end. Otherwise: a load has read v0, put(v1) returns, a new reader
   joins, and is handed v0.
@@ -25,7 +26,7 @@ from cachewright.errors import RecursiveLoadError, WouldDeadlockError
 from cachewright.options import Options
 from cachewright.runtime.base import Runtime, Waiter
 
-__all__ = ["ABSENT", "Flight", "Flights", "LoadContext", "Outcome", "Phase", "current_load"]
+__all__ = ["ABSENT", "Flight", "Flights", "Joined", "LoadContext", "Outcome", "Phase", "current_load"]
 
 
 class _Absent:
@@ -91,16 +92,21 @@ def current_load() -> LoadContext | None:
     return context if context is not None and context.active else None
 
 
+Joined = tuple[Phase, int]
+"""How far a flight was when somebody joined it, and in which round of its reading."""
+
+
 class Flight:
     """One load of one key."""
 
     __slots__ = (
-        "confirmed", "error", "forced", "joined_late", "killed", "leader_alive", "outcome", "phase", "spoiled",
+        "confirmed", "error", "forced", "joined_late", "killed", "leader_alive", "outcome", "phase", "round", "spoiled",
         "thread", "value", "waiters", "waits_for",
     )  # fmt: skip
 
     def __init__(self, forced: bool = False) -> None:
         self.phase = Phase.STARTED
+        self.round = 0
         self.outcome: Outcome | None = None
         self.value: Any = None
         self.error: Exception | None = None
@@ -114,14 +120,15 @@ class Flight:
         self.thread: int | None = None  # of the event loop that leads it; None under threads
         self.leader_alive: Callable[[], bool] = lambda: True
 
-    def usable(self, joined: Phase) -> bool:
+    def usable(self, joined: Joined) -> bool:
         """Whether one who joined at ``joined`` may take this flight's result."""
+        phase, round_ = joined
         if self.outcome is Outcome.FAILED:
             return True
         if self.outcome is Outcome.FOUND:
-            return joined <= Phase.STARTED
+            return phase <= Phase.STARTED or round_ < self.round
         if self.outcome is Outcome.LOADED:
-            return joined < Phase.LOADING or (self.confirmed and not self.spoiled)
+            return phase < Phase.LOADING or (self.confirmed and not self.spoiled)
         return False
 
 
@@ -143,8 +150,8 @@ class Flights:
 
     def join(
         self, owner: object, key: str, rt: Runtime, *, forced: bool = False
-    ) -> tuple[Flight, Phase, Waiter | None]:
-        """Joins the key's flight or leads a new one: ``(flight, phase at joining, waiter; None for the leader)``.
+    ) -> tuple[Flight, Joined, Waiter | None]:
+        """Joins the key's flight or leads a new one: ``(flight, how far it was, waiter; None for the leader)``.
 
         Raises:
             RecursiveLoadError: this caller is itself part of what the flight waits for.
@@ -156,7 +163,7 @@ class Flights:
             flight = self._open.get((key, forced))
             if flight is None:
                 flight = self._open[key, forced] = Flight(forced)
-                return flight, Phase.STARTED, None
+                return flight, (Phase.STARTED, 0), None
             if context is not None:
                 self._check_circle(context, flight, key)
             if flight.thread is not None and rt.name == "threads" and flight.thread == threading.get_ident():
@@ -170,7 +177,7 @@ class Flights:
                 flight.joined_late = True
             if context is not None and context.flight is not None:
                 context.flight.waits_for = flight
-            return flight, flight.phase, waiter
+            return flight, (flight.phase, flight.round), waiter
 
     def lead(self, owner: object, key: str) -> Flight | None:
         """Leads a new flight of the key; None where one is open."""
@@ -207,6 +214,7 @@ class Flights:
     def reached(self, flight: Flight, phase: Phase) -> None:
         """The flight is now that far; a new round of reading goes back."""
         with self._lock:
+            flight.round += phase is Phase.STARTED
             flight.phase = phase
 
     def close(self, key: str, flight: Flight) -> None:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from cachewright.core.flight import ABSENT, Flight, Outcome, Phase, check_recursion, current_load
+from cachewright.core.flight import ABSENT, Flight, Joined, Outcome, check_recursion, current_load
 from cachewright.core.leading import Leading, Plan
 from cachewright.core.state import State, now_ms
 from cachewright.errors import LoadTimeout, TierUnavailable
@@ -92,7 +92,7 @@ async def _lead(state: State, rt: Runtime, plan: Plan, flight: Flight) -> Any:
 
 
 async def _follow(
-    state: State, rt: Runtime, plan: Plan, flight: Flight, joined: Phase, waiter: Waiter
+    state: State, rt: Runtime, plan: Plan, flight: Flight, joined: Joined, waiter: Waiter
 ) -> Any:
     """Waits for a flight; its value, or `MISSING` where this caller must not take it."""
     started = rt.monotonic()
