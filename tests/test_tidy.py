@@ -35,7 +35,7 @@ LAYERS = [
     r"coherence(\..+)?",
     r"core(\..+)?",
     r"behind(\..+)?",
-    r"wrappers",
+    r"wrappers|write_\w+",
     r"decorator\w*|repository\w*|schedule\w*",
     r"strategies",
     r"urls|environment",

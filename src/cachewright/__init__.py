@@ -31,6 +31,9 @@ from cachewright.errors import (
     WriteError,
 )
 from cachewright.options import MISSING, Entry, Freshness, Options, Retry
+from cachewright.repository import Repository
+from cachewright.write_behind import WriteBehind
+from cachewright.write_through import WriteAround, WriteThrough
 
 __version__ = "0.1.0"
 
@@ -61,6 +64,7 @@ __all__ = [
     "NotSaved",
     "Options",
     "RecursiveLoadError",
+    "Repository",
     "Retry",
     "TierError",
     "TierProtocolError",
@@ -69,7 +73,10 @@ __all__ = [
     "TierView",
     "WouldDeadlockError",
     "Write",
+    "WriteAround",
+    "WriteBehind",
     "WriteError",
+    "WriteThrough",
     "__version__",
     "current_load",
 ]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy as copying
 import os
 import time
 import weakref
@@ -101,8 +100,8 @@ class Cache(Strategies):
         self._threads: Runtime = threads
         self._aio: Runtime = aio
         memory = chain.memory
-        self._table = memory.table if memory is not None else {}
-        self._copy = copying.deepcopy if copy else None
+        self._memory = memory
+        self._table = memory.table if memory is not None and not copy else {}
         self._monotonic = time.monotonic if system else clock.monotonic
         self._stats = state.stats
         _CACHES.add(self)
@@ -138,24 +137,12 @@ class Cache(Strategies):
 
     def _local(self, key: str, type_: Any) -> Any:
         """The fresh value that process memory holds, or `MISSING`. No lock, no coroutine."""
-        try:
-            node = self._table.get(key)
-        except TypeError:
-            return MISSING  # unhashable: `check_key` says what is wrong
-        if node is None:
+        if self._memory is None or key.__class__ is not str:
             return MISSING
-        value, entry = (
-            node.value,
-            node.entry,
-        )  # the value before the deadline: a node dies the other way round
-        if node.deadline <= self._monotonic() or (
-            type_ is not None and (entry is None or entry.as_type is not type_)
-        ):
-            return MISSING
-        if node.mark < 3:
-            node.mark += 1
-        self._stats.local_hits += 1
-        return value if self._copy is None else self._copy(value)
+        value = self._memory.peek(key, type_)
+        if value is not MISSING:
+            self._stats.local_hits += 1
+        return value
 
     def get(self, key: str, default: Any = None, *, type: Any = None) -> Any:
         """The fresh value of ``key``, or ``default``. Never waits for a load.
@@ -166,7 +153,7 @@ class Cache(Strategies):
             type: what stored bytes are converted to (a dataclass, a model, ``list[User]`` …).
         """
         node = self._table.get(key) if key.__class__ is str else None
-        if node is not None and type is None and self._copy is None:
+        if node is not None and type is None:
             value = node.value
             if node.deadline > self._monotonic():
                 if node.mark < 3:
@@ -408,11 +395,4 @@ def _several(keys: Iterable[str]) -> Iterable[str]:
 
 
 _CACHES: weakref.WeakSet[Cache] = weakref.WeakSet()
-
-
-def _after_fork() -> None:
-    for cache in _CACHES:
-        cache.engine.after_fork()
-
-
-os.register_at_fork(after_in_child=_after_fork)
+os.register_at_fork(after_in_child=lambda: [cache.engine.after_fork() for cache in _CACHES])

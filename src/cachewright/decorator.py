@@ -20,7 +20,7 @@ from cachewright.core.engine import Engine, Inspection
 from cachewright.errors import ConfigurationError
 from cachewright.key_template import KeyMaker, build_key_maker, function_name
 from cachewright.keys import check_tag
-from cachewright.options import Entry, Options
+from cachewright.options import MISSING, Entry, Options
 from cachewright.runtime.base import Runtime, drive
 from cachewright.runtime.threads import is_async
 from cachewright.wrappers import INDEXED, make_wrapper
@@ -203,17 +203,11 @@ class Decorated:
         )
 
     def _local(self, key: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[bool, Any]:
-        memory = self.memory
-        node = memory.table.get(key) if memory is not None else None
-        if node is None or memory is None:
+        value = self.memory.peek(key, self.options.type) if self.memory is not None else MISSING
+        if value is MISSING:
             return False, None
-        value, entry = node.value, node.entry
-        if node.deadline <= memory.monotonic() or entry is None or entry.as_type is not self.options.type:
-            return False, None
-        if node.mark < 3:
-            node.mark += 1
         self._remember(key, args, kwargs)
-        return True, value if not memory.copy else memory.copied(key, value)
+        return True, value
 
     def _remember(self, key: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Points the index at the node that memory holds now."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Collection
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from types import FunctionType
 from typing import Any, ParamSpec, Protocol, TypeVar, Unpack, overload
 
@@ -11,12 +11,15 @@ from cachewright.codecs.annotations import loader_type
 from cachewright.core.engine import Engine
 from cachewright.decorator import CachedFunction, decorate
 from cachewright.options import Entry, Freshness, Options, merge
+from cachewright.repository import Origin, Repository, Writes
 from cachewright.runtime.base import Runtime
 
 __all__ = ["Strategies"]
 
 P = ParamSpec("P")
 R = TypeVar("R")
+Id = TypeVar("Id")
+V = TypeVar("V")
 
 
 class Closing(Protocol):
@@ -38,7 +41,7 @@ class Strategies:
     def __init__(self, engine: Engine, threads: Runtime, aio: Runtime) -> None:
         self.engine = engine
         self._threads, self._aio = threads, aio
-        self._parts: weakref.WeakSet[Any] = weakref.WeakSet()
+        self._parts: set[Closing] = set()
         self._types: weakref.WeakKeyDictionary[Any, Any] = weakref.WeakKeyDictionary()
 
     @overload
@@ -94,6 +97,107 @@ class Strategies:
             )
 
         return wrap if function is None else wrap(function)
+
+    @overload
+    def repository(
+        self,
+        name: str,
+        load: Callable[[Id], Awaitable[V]],
+        save: Callable[..., Any] | None = ...,
+        delete: Callable[..., Any] | None = ...,
+        *,
+        load_many: Callable[[list[Id]], Any] | None = ...,
+        save_many: Callable[..., Any] | None = ...,
+        delete_many: Callable[..., Any] | None = ...,
+        writes: Writes = ...,
+        not_saved: Sequence[type[Exception]] = ...,
+        ordered_saver: bool = ...,
+        **options: Unpack[Freshness],
+    ) -> Repository[Id, V]: ...
+
+    @overload
+    def repository(
+        self,
+        name: str,
+        load: Callable[[Id], V],
+        save: Callable[..., Any] | None = ...,
+        delete: Callable[..., Any] | None = ...,
+        *,
+        load_many: Callable[[list[Id]], Any] | None = ...,
+        save_many: Callable[..., Any] | None = ...,
+        delete_many: Callable[..., Any] | None = ...,
+        writes: Writes = ...,
+        not_saved: Sequence[type[Exception]] = ...,
+        ordered_saver: bool = ...,
+        **options: Unpack[Freshness],
+    ) -> Repository[Id, V]: ...
+
+    @overload
+    def repository(
+        self,
+        name: str,
+        load: None = ...,
+        save: Callable[..., Any] | None = ...,
+        delete: Callable[..., Any] | None = ...,
+        *,
+        load_many: Callable[[list[Id]], Mapping[Id, V]],
+        save_many: Callable[..., Any] | None = ...,
+        delete_many: Callable[..., Any] | None = ...,
+        writes: Writes = ...,
+        not_saved: Sequence[type[Exception]] = ...,
+        ordered_saver: bool = ...,
+        **options: Unpack[Freshness],
+    ) -> Repository[Id, V]: ...
+
+    def repository(
+        self,
+        name: str,
+        load: Callable[..., Any] | None = None,
+        save: Callable[..., Any] | None = None,
+        delete: Callable[..., Any] | None = None,
+        *,
+        load_many: Callable[..., Any] | None = None,
+        save_many: Callable[..., Any] | None = None,
+        delete_many: Callable[..., Any] | None = None,
+        writes: Writes = "through",
+        not_saved: Sequence[type[Exception]] = (),
+        ordered_saver: bool = False,
+        **options: Any,
+    ) -> Any:
+        """One kind of thing at one origin, read and written through the cache.
+
+        Args:
+            name: what its keys begin with: ``user:1``.
+            load: ``load(id)`` reads one.
+            save: ``save(id, value)`` writes one; with a parameter ``write`` it is also given a `Write`.
+            delete: ``delete(id)`` deletes one.
+            load_many: ``load_many(ids)`` returns a mapping from id to value.
+            save_many: ``save_many(writes)`` writes a list of `Write`.
+            delete_many: ``delete_many(writes)`` deletes them.
+            writes: ``"through"``, ``"around"``, ``"behind"``, or `WriteThrough`, `WriteAround`, `WriteBehind` with
+                options.
+            not_saved: exceptions of the savers that prove that nothing was changed (``IntegrityError``, say).
+            ordered_saver: the savers refuse a lower ``write.sequence`` than they have, so that write-behind need not
+                save anything twice.
+            **options: freshness options.
+
+        Raises:
+            ConfigurationError: functions or options that cannot work together.
+        """
+        made: Repository[Any, Any] = Repository(
+            self.engine,
+            self._threads,
+            self._aio,
+            name,
+            Origin(load, load_many, save, save_many, delete, delete_many),
+            merge(self.engine.options, options),
+            writes=writes,
+            typed="type" in options,
+            not_saved=not_saved,
+            ordered_saver=ordered_saver,
+        )
+        self._parts.add(made)
+        return made
 
     def _load_options(self, given: Freshness, loader: Callable[..., Any], *, many: bool = False) -> Options:
         """Merged options; the type is the loader's return annotation unless given."""

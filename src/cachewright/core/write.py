@@ -304,12 +304,12 @@ async def _finish(
     writing.over = True
     keys = [one.key for one in writing.keys]
     below = None if failed else await drop_lowers(state, rt, keys)
-    error: TierUnavailable | None = below
+    error: TierError | None = below
     todo = writing.keys
     try:
         while todo:
             todo = await _finish_round(state, rt, todo, entries, failed)
-    except TierUnavailable as caught:
+    except TierError as caught:
         # The intents end by themselves; until then nothing is stored under them.
         state.chain.authority.missed([one.key for one in todo])
         error = error or caught

@@ -3,16 +3,8 @@
 It plays one of two roles. As the only tier of a chain it is the *authority*: `read`, `swap`, `drop`, `store` and
 generations, as on any server. Above a shared tier it is a *local* copy: filled by *tickets*, emptied by kills.
 
-**The reader's protocol.** ``table`` maps keys to nodes and may be read by anyone at any time, without the lock::
-
-    node = tier.table.get(key)
-    if node is not None:
-        value = node.value                    # first the value,
-        if node.deadline > monotonic():       # then the deadline
-            if node.mark < 3:
-                node.mark += 1
-            return value
-
+**The reader's protocol.** ``table`` maps keys to nodes and may be read by anyone at any time, without the lock: first a
+node's ``value``, then its ``deadline`` (`MemoryTier.peek`; `Cache.get` and decorated functions do the same in line).
 A node dies in place, so every other index that still points to it sees it dead: the writer first sets ``deadline``
 to minus infinity, then ``value`` to `DEAD`. A reader that got `DEAD` therefore finds the deadline gone, and one that
 finds the deadline standing has read the value before it was taken away. In the other order a reader could pass the
@@ -36,6 +28,7 @@ import msgspec
 from cachewright.core import slot as slots
 from cachewright.core.slot import Slot, StoredEntry
 from cachewright.errors import ConfigurationError, EncodeError
+from cachewright.options import MISSING
 from cachewright.runtime.base import Runtime
 from cachewright.tiers.base import Generation, Swap, Swapped, Tier
 from cachewright.tiers.memory_table import DEAD, Node, NodeTable
@@ -355,14 +348,21 @@ class MemoryTier(Tier):
             if node.slot is not None and node.slot.lease is not None:
                 node.slot = msgspec.structs.replace(node.slot, nonce=os.urandom(8), lease=None)
 
+    def peek(self, key: str, type_: Any) -> Any:
+        """The fresh value that was stored or decoded as ``type_``, or `MISSING`: a hit, without a lock."""
+        node = self.table.get(key)
+        if node is None:
+            return MISSING
+        value, entry = node.value, node.entry  # before the deadline: a node dies the other way round
+        if node.deadline <= self.monotonic() or entry is None or entry.as_type is not type_:
+            return MISSING
+        if node.mark < 3:
+            node.mark += 1
+        return _deep(key, value) if self.copy else value
+
     def tagged(self, tag: str) -> int:
         """How many entries carry this tag."""
         return len(self._content.tagged.get(tag, ()))
-
-    @staticmethod
-    def copied(key: str, value: Any) -> Any:
-        """A deep copy; where there is none an `EncodeError` that names the key."""
-        return _deep(key, value)
 
     def describe(self) -> dict[str, Any]:
         """Entries now, their bound, and how many had to leave for others before their time."""

@@ -1,0 +1,334 @@
+"""`Repository`: one kind of thing at one origin, read and written through the cache.
+
+Reads are read-through. Writes are write-through, write-around or write-behind; how each writes is in a file of its name.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Generic, Protocol, Self, TypeVar
+
+from cachewright.behind.saving import Savers
+from cachewright.codecs.annotations import loader_type
+from cachewright.core.engine import Engine, Inspection
+from cachewright.errors import ConfigurationError
+from cachewright.key_values import render
+from cachewright.keys import check_key
+from cachewright.options import MISSING, Entry, Options
+from cachewright.runtime.base import Runtime, drive
+from cachewright.spelling import did_you_mean
+from cachewright.write_behind import SavingLater, WriteBehind, decode, decode_id
+from cachewright.write_through import SavingNow, WriteAround, WriteThrough
+
+__all__ = ["Origin", "Repository", "Writes"]
+
+Id = TypeVar("Id")
+V = TypeVar("V")
+Writes = str | WriteThrough | WriteAround | WriteBehind
+
+
+class _Writer(Protocol):
+    async def write(self, rt: Runtime, values: Mapping[str, tuple[Any, Any]], options: Options) -> None: ...
+
+    async def pending(self, rt: Runtime, keys: list[str]) -> dict[str, Any]: ...
+
+    async def flush(self, rt: Runtime, timeout: float | None) -> None: ...
+
+    async def close(self, rt: Runtime, timeout: float | None) -> None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """The user's functions, as `Cache.repository` takes them."""
+
+    load: Callable[[Any], Any] | None = None
+    load_many: Callable[[list[Any]], Any] | None = None
+    save: Callable[..., Any] | None = None
+    save_many: Callable[..., Any] | None = None
+    delete: Callable[..., Any] | None = None
+    delete_many: Callable[..., Any] | None = None
+
+
+class Repository(Generic[Id, V]):
+    """Made by `Cache.repository`. Every method has a twin with an ``a`` in front, to be awaited."""
+
+    def __init__(
+        self,
+        engine: Engine,
+        threads: Runtime,
+        aio: Runtime,
+        name: str,
+        origin: Origin,
+        options: Options,
+        *,
+        writes: Writes,
+        typed: bool,
+        not_saved: Sequence[type[Exception]],
+        ordered_saver: bool,
+    ) -> None:
+        if not name or any(mark in name for mark in "{}\0"):
+            raise ConfigurationError(f"repository name {name!r}: expected a word, without braces")
+        if origin.load is None and origin.load_many is None:
+            raise ConfigurationError(f"repository {name!r} needs load= or load_many=")
+        self.name = name
+        self._engine, self._threads, self._aio, self._origin = engine, threads, aio, origin
+        self._tag = f"\0r:{name}"
+        self._options, self._typed = options, typed
+        self._memory = engine.state.chain.memory
+        savers = Savers(
+            save=origin.save,
+            save_many=origin.save_many,
+            delete=origin.delete,
+            delete_many=origin.delete_many,
+            decode=lambda record: decode(engine, record, self.options),
+            decode_id=decode_id,
+            not_saved=not_saved,
+        )
+        self._savers = savers
+        self._writer = self._make_writer(writes, savers, ordered_saver)
+
+    def _make_writer(self, writes: Writes, savers: Savers, ordered_saver: bool) -> _Writer:
+        named: dict[str, Writes] = {
+            "through": WriteThrough(),
+            "around": WriteAround(),
+            "behind": WriteBehind(),
+        }
+        how = named.get(writes) if isinstance(writes, str) else writes
+        if isinstance(how, WriteBehind):
+            if self._origin.save is None and self._origin.save_many is None:
+                raise ConfigurationError(
+                    f"repository {self.name!r} writes behind and needs save= or save_many="
+                )
+            return SavingLater(
+                self._engine, self.name, how, savers, ordered_saver=ordered_saver, options=self._options
+            )
+        if isinstance(how, WriteThrough | WriteAround):
+            keep = isinstance(how, WriteThrough)
+            many = self._origin.save_many is not None
+            return SavingNow(self._engine, savers, (self._tag,), keep=keep, many=many)
+        hint = did_you_mean(writes, named) if isinstance(writes, str) else ""
+        raise ConfigurationError(
+            f"writes={writes!r}: expected 'through', 'around', 'behind' or WriteBehind(…){hint}"
+        )
+
+    def __repr__(self) -> str:
+        return f"<Repository {self.name!r}>"
+
+    @property
+    def options(self) -> Options:
+        """With the type that the loader's annotation names, looked up late: it may be defined below."""
+        if not self._typed:
+            one, many = self._origin.load, self._origin.load_many
+            if one is not None:
+                type_ = loader_type(one, wrappers=(Entry,))
+            else:
+                type_ = loader_type(many, wrappers=(Entry,), many=True) if many is not None else None
+            self._options = replace(self._options, type=type_)
+            self._typed = True
+        return self._options
+
+    def key_for(self, id: Id) -> str:
+        """The key of an id: ``cache.get(users.key_for(1))`` is the same slot."""
+        return check_key(f"{self.name}:{render(id)}")
+
+    # ------------------------------------------------------------------------------------------- reading
+
+    def get(self, id: Id) -> V:
+        """The value of an id: cached, waiting to be saved, or loaded once for all who ask.
+
+        One that is deleted and not yet saved at the origin (write-behind) is None.
+        """
+        return drive(self._get(self._threads, id))
+
+    async def aget(self, id: Id) -> V:
+        """`get`, awaited."""
+        return await self._get(self._aio, id)
+
+    async def _get(self, rt: Runtime, id: Id) -> V:
+        key, options = self.key_for(id), self.options
+        value = self._memory.peek(key, options.type) if self._memory is not None else MISSING
+        if value is not MISSING:
+            self._engine.state.stats.local_hits += 1
+            found: V = value
+            return found
+        loaded: V = await self._engine.load(
+            rt, key, self._loader(rt, id, key), options, implicit=(self._tag,)
+        )
+        return loaded
+
+    def get_many(self, ids: Iterable[Id]) -> dict[Id, V]:
+        """The values of many ids: one round trip a tier, one call of ``load_many`` for what is missing."""
+        return drive(self._get_many(self._threads, ids))
+
+    async def aget_many(self, ids: Iterable[Id]) -> dict[Id, V]:
+        """`get_many`, awaited."""
+        return await self._get_many(self._aio, ids)
+
+    async def _get_many(self, rt: Runtime, ids: Iterable[Id]) -> dict[Id, V]:
+        by_key = {self.key_for(id): id for id in ids}
+        options, memory = self.options, self._memory
+        found = {}
+        if memory is not None:
+            found = {key: v for key in by_key if (v := memory.peek(key, options.type)) is not MISSING}
+            self._engine.state.stats.local_hits += len(found)
+        rest = [key for key in by_key if key not in found]
+        if rest:
+            loader = self._many_loader(rt, by_key)
+            found.update(await self._engine.load_many(rt, rest, loader, options, implicit=(self._tag,)))
+        return {id: found[key] for key, id in by_key.items() if key in found}
+
+    def refresh(self, id: Id) -> V:
+        """Loads anew, even over a fresh entry; a failure keeps the last good value."""
+        return drive(self._refresh(self._threads, id))
+
+    async def arefresh(self, id: Id) -> V:
+        """`refresh`, awaited."""
+        return await self._refresh(self._aio, id)
+
+    async def _refresh(self, rt: Runtime, id: Id) -> V:
+        key = self.key_for(id)
+        loader = self._loader(rt, id, key)
+        value: V = await self._engine.load(rt, key, loader, self.options, implicit=(self._tag,), forced=True)
+        return value
+
+    def _loader(self, rt: Runtime, id: Id, key: str) -> Callable[[], Any]:
+        """Buffer first, then the origin: what is not saved yet is newer than what stands there."""
+
+        async def load() -> Any:
+            pending = await self._writer.pending(rt, [key])
+            if key in pending:
+                return None if pending[key] is MISSING else pending[key]
+            if self._origin.load is not None:
+                return await rt.call(self._origin.load, id)
+            assert self._origin.load_many is not None
+            return (await rt.call(self._origin.load_many, [id])).get(id)
+
+        return load if rt.name == "asyncio" else lambda: drive(load())
+
+    def _many_loader(self, rt: Runtime, by_key: Mapping[str, Id]) -> Callable[[list[str]], Any]:
+        async def load(keys: list[str]) -> dict[str, Any]:
+            pending = await self._writer.pending(rt, keys)
+            found = {key: None if value is MISSING else value for key, value in pending.items()}
+            rest = [key for key in keys if key not in found]
+            if rest and self._origin.load_many is not None:
+                loaded = await rt.call(self._origin.load_many, [by_key[key] for key in rest])
+                return found | {key: loaded[by_key[key]] for key in rest if by_key[key] in loaded}
+            assert self._origin.load is not None or not rest
+            for key in rest:
+                try:
+                    found[key] = await rt.call(self._origin.load, by_key[key])  # type: ignore[arg-type]
+                except Exception as error:
+                    found[key] = error  # fails this key alone
+            return found
+
+        return load if rt.name == "asyncio" else lambda keys: drive(load(keys))
+
+    # ------------------------------------------------------------------------------------------- writing
+
+    def put(self, id: Id, value: V) -> None:
+        """Writes a value: to the origin (through, around) or durably to the buffer (behind).
+
+        Once it has returned, no reader anywhere is served anything older.
+
+        Raises:
+            Exception: what the saver raised; then no value that was not saved is left in the cache.
+            BufferFull: write-behind's bounds are reached.
+            BufferUnavailable: the buffer could not store it; nothing was accepted.
+        """
+        drive(self._write(self._threads, {id: value}))
+
+    async def aput(self, id: Id, value: V) -> None:
+        """`put`, awaited."""
+        await self._write(self._aio, {id: value})
+
+    def put_many(self, values: Mapping[Id, V]) -> None:
+        """Writes many values, by ``save_many`` in one call where there is one."""
+        drive(self._write(self._threads, values))
+
+    async def aput_many(self, values: Mapping[Id, V]) -> None:
+        """`put_many`, awaited."""
+        await self._write(self._aio, values)
+
+    def delete(self, id: Id) -> None:
+        """Deletes at the origin (behind: durably in the buffer) and in every tier."""
+        drive(self._write(self._threads, {id: MISSING}))
+
+    async def adelete(self, id: Id) -> None:
+        """`delete`, awaited."""
+        await self._write(self._aio, {id: MISSING})
+
+    def delete_many(self, ids: Iterable[Id]) -> None:
+        """Deletes many."""
+        drive(self._write(self._threads, dict.fromkeys(ids, MISSING)))
+
+    async def adelete_many(self, ids: Iterable[Id]) -> None:
+        """`delete_many`, awaited."""
+        await self._write(self._aio, dict.fromkeys(ids, MISSING))
+
+    async def _write(self, rt: Runtime, values: Mapping[Id, Any]) -> None:
+        self._savers.check(self.name, [value is MISSING for value in values.values()])
+        if values:
+            await self._writer.write(
+                rt, {self.key_for(id): (id, value) for id, value in values.items()}, self.options
+            )
+
+    def invalidate(self, id: Id) -> bool:
+        """Drops the cached value; the origin, and what waits to be saved, stay."""
+        return drive(self._engine.drop_many(self._threads, [self.key_for(id)]))[0]
+
+    async def ainvalidate(self, id: Id) -> bool:
+        """`invalidate`, awaited."""
+        return (await self._engine.drop_many(self._aio, [self.key_for(id)]))[0]
+
+    def clear(self) -> None:
+        """Drops every cached value of this repository, in all processes."""
+        drive(self._engine.invalidate_tags(self._threads, [self._tag]))
+
+    async def aclear(self) -> None:
+        """`clear`, awaited."""
+        await self._engine.invalidate_tags(self._aio, [self._tag])
+
+    # --------------------------------------------------------------------------------------- looking, ending
+
+    def inspect(self, id: Id) -> Inspection:
+        """What every tier holds for an id."""
+        return drive(self._engine.inspect(self._threads, self.key_for(id)))
+
+    async def ainspect(self, id: Id) -> Inspection:
+        """`inspect`, awaited."""
+        return await self._engine.inspect(self._aio, self.key_for(id))
+
+    def flush(self, timeout: float | None = None) -> None:
+        """Write-behind: returns when nothing is dirty.
+
+        Raises:
+            FlushTimeout: after ``timeout`` seconds something still was; ``dirty`` has the keys.
+        """
+        drive(self._writer.flush(self._threads, timeout))
+
+    async def aflush(self, timeout: float | None = None) -> None:
+        """`flush`, awaited."""
+        await self._writer.flush(self._aio, timeout)
+
+    def close(self, timeout: float | None = 10.0) -> None:
+        """Write-behind: drains within ``timeout`` seconds and stops the flusher. What is left stays in the buffer.
+
+        Raises:
+            FlushTimeout: something is left.
+        """
+        drive(self._writer.close(self._threads, timeout))
+
+    async def aclose(self, timeout: float | None = 10.0) -> None:
+        """`close`, awaited."""
+        await self._writer.close(self._aio, timeout)
+
+    async def close_part(self, rt: Runtime, timeout: float) -> None:
+        """How `Cache.close` ends it."""
+        await self._writer.close(rt, timeout)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()

@@ -1,0 +1,169 @@
+"""Write-behind: `put` returns when the buffer has the record durably; a flusher saves it later.
+
+The way of a write: append to the buffer, drop the key in every tier, return. The way of a read: slot, lease, *buffer*,
+origin: so an evicted dirty key is never read old. The buffer, the flusher and Celery are in ``behind/``.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from cachewright.behind.buffers import default_buffer_url, open_buffer
+from cachewright.behind.buffers.base import NewRecord, Record
+from cachewright.behind.flusher import Flusher
+from cachewright.behind.saving import Savers
+from cachewright.behind.types import BehindOptions, OnFull
+from cachewright.codecs.base import make_context
+from cachewright.codecs.msgpack import MsgpackCodec
+from cachewright.core.engine import Engine
+from cachewright.errors import ConfigurationError
+from cachewright.options import MISSING, Options, Seconds
+from cachewright.runtime.base import Runtime
+from cachewright.spelling import did_you_mean
+
+__all__ = ["SavingLater", "WriteBehind"]
+
+log = logging.getLogger("cachewright")
+_ID = MsgpackCodec()
+_FLUSHERS = ("background", "celery", "worker", "none")
+
+
+@dataclass(frozen=True, slots=True)
+class WriteBehind:
+    """``writes="behind"`` with options. Times are seconds.
+
+    Attributes:
+        buffer: ``sqlite:///file``; left out: a file of the repository's own under ``$XDG_STATE_HOME/cachewright``
+            (``CACHEWRIGHT_BUFFER`` overrides).
+        delay: the coalescing window: a record waits so long for newer states of its key.
+        batch_size: most records saved at once.
+        max_attempts: failed saves after which a record becomes a dead letter.
+        backoff: pause after the first failed save; doubled each time, with jitter.
+        backoff_max: the longest pause.
+        max_dirty: most records in the buffer.
+        max_dirty_bytes: most bytes in the buffer.
+        on_full: what `put` does at a full buffer: ``"block"`` (up to ``full_timeout``), ``"raise"`` or ``"through"``.
+        full_timeout: how long ``"block"`` waits before `BufferFull`.
+        claim: life of a flusher's claim, renewed while a saver runs.
+        settle: how long a save of unknown outcome may still land.
+        flusher: ``"background"`` (a thread or task of this process), ``"celery"`` (``CACHEWRIGHT_BROKER`` names the
+            broker), a Celery app of your own, ``"worker"`` (another process does it) or ``"none"`` (only `flush` does).
+    """
+
+    buffer: str | None = None
+    delay: Seconds = 0.0
+    batch_size: int = 100
+    max_attempts: int = 8
+    backoff: Seconds = 0.1
+    backoff_max: Seconds = 60.0
+    max_dirty: int = 100_000
+    max_dirty_bytes: int = 256 * 1024 * 1024
+    on_full: OnFull = "block"
+    full_timeout: Seconds = 5.0
+    claim: Seconds = 5.0
+    settle: Seconds = 5.0
+    flusher: Any = field(default="background")
+
+    def behind_options(self, ordered_saver: bool) -> BehindOptions:
+        """The flusher's own options, checked."""
+        names = set(BehindOptions.names()) - {"ordered_saver", "poll"}
+        return BehindOptions(**{name: getattr(self, name) for name in names}, ordered_saver=ordered_saver)
+
+
+class SavingLater:
+    """How a repository writes when a flusher saves."""
+
+    def __init__(
+        self,
+        engine: Engine,
+        name: str,
+        how: WriteBehind,
+        savers: Savers,
+        *,
+        ordered_saver: bool,
+        options: Options,
+    ) -> None:
+        self._engine, self._options, self._savers = engine, options, savers
+        namespace = engine.state.namespace
+        behind = how.behind_options(ordered_saver)
+        url = how.buffer if how.buffer is not None else default_buffer_url(namespace, name)
+        buffer = open_buffer(
+            url, f"{namespace}/{name}", max_dirty=behind.max_dirty, max_dirty_bytes=behind.max_dirty_bytes
+        )
+        where: Any = how.flusher
+        notify = None
+        if where == "celery" or not isinstance(where, str):
+            from cachewright.behind.celery import app_for, install
+
+            flushing = install(app_for() if where == "celery" else where)
+            where, notify = "celery", flushing.hints(namespace, name, engine.state.hub)
+        elif where not in _FLUSHERS:
+            hint = did_you_mean(where, _FLUSHERS)
+            raise ConfigurationError(
+                f"flusher={where!r}: expected one of {', '.join(_FLUSHERS)}{hint}, or a Celery app"
+            )
+        self.flusher = Flusher(
+            buffer,
+            savers,
+            namespace=namespace,
+            repository=name,
+            after_save=self._after_save,
+            options=behind,
+            events=engine.state.hub,
+            where=where,
+            notify=notify,
+        )
+        log.info("repository %r writes behind through %s", name, buffer.url)
+        self.flusher.resume()
+
+    async def _after_save(self, rt: Runtime, keys: Sequence[str]) -> None:
+        await self._engine.drop_many(rt, list(keys))
+
+    async def write(self, rt: Runtime, values: Mapping[str, tuple[Any, Any]], options: Options) -> None:
+        """Appends ``key → (id, value)`` durably, then drops the keys: until they are saved, reads ask the buffer."""
+        records = [self._record(key, id, value, options) for key, (id, value) in values.items()]
+        await self.flusher.accept(rt, records)
+        await self._engine.drop_many(rt, list(values))
+
+    def _record(self, key: str, id: Any, value: Any, options: Options) -> NewRecord:
+        if value is MISSING and not self._savers.can_delete:
+            raise ConfigurationError("this repository was made without delete= or delete_many=")
+        state = self._engine.state
+        context = make_context(state.namespace, key)
+        encoded_id = _ID.encode(id, context)
+        if value is MISSING:
+            return NewRecord(key, encoded_id, None)
+        codec, flags, payload = state.pipeline.encode(value, context, options.type)
+        return NewRecord(key, encoded_id, payload, codec, flags)
+
+    async def pending(self, rt: Runtime, keys: list[str]) -> dict[str, Any]:
+        """The newest state of those keys that are not saved yet; `MISSING` for one that is deleted."""
+        records = await self.flusher.buffer.read(rt, keys)
+        return {
+            key: MISSING if r.payload is None else decode(self._engine, r, self._options)
+            for key, r in records.items()
+        }
+
+    async def flush(self, rt: Runtime, timeout: float | None) -> None:
+        """Returns when nothing is dirty; else raises `FlushTimeout`."""
+        await self.flusher.flush(rt, timeout)
+
+    async def close(self, rt: Runtime, timeout: float | None) -> None:
+        """Drains with a deadline and stops the flusher. What is left stays in the buffer for the next start."""
+        await self.flusher.close(rt, timeout)
+
+
+def decode(engine: Engine, record: Record, options: Options) -> Any:
+    """A record's value."""
+    state = engine.state
+    assert record.payload is not None, "a tombstone has no value"
+    context = make_context(state.namespace, record.key)
+    return state.pipeline.decode(record.codec, record.codec_flags, record.payload, context, options.type)
+
+
+def decode_id(data: bytes) -> Any:
+    """A repository id, of its own type."""
+    return _ID.decode(data, b"")
