@@ -195,7 +195,10 @@ def test_another_type_and_an_empty_string_under_our_name_are_no_slot(
 
 
 @pytest.mark.parametrize("count", [1, 2, 255])
-def test_drop_and_store_spare_intents_byte_for_byte_as_the_transition_does(face: Face, count: int) -> None:
+@pytest.mark.parametrize("size", SIZES)
+def test_drop_and_store_spare_intents_byte_for_byte_as_the_transition_does(
+    face: Face, count: int, size: int
+) -> None:
     before = intended(count=count)
     face.swap([Swap("k", None, before)])
     assert face.drop(["k"]) == [False]
@@ -205,7 +208,7 @@ def test_drop_and_store_spare_intents_byte_for_byte_as_the_transition_does(face:
     assert expected is not None
     assert after.nonce != before.nonce
     assert after.header == expected.header
-    assert face.store({"k": stored()}) == [False]
+    assert face.store({"k": stored(b"x" * size), "other": stored()}) == [False, True]
     last = face.slot("k")
     assert last is not None
     assert last.nonce != after.nonce
@@ -356,6 +359,16 @@ def test_many_tasks_share_one_connection(server: RedisProcess, namespace: str) -
 
     asyncio.run(main())
     tier.close()
+
+
+def test_small_and_large_stores_of_one_call(face: Face, server: RedisProcess) -> None:
+    slots = {f"k{n}": stored(b"x" * (100_000 if n % 3 else 10)) for n in range(9)}
+    server.ask("RPUSH", f"{face.tier.namespace}:k:k1", "x")
+    face.swap([Swap("k2", None, stored()), Swap("k3", None, intended()), Swap("k4", None, intended())])
+    assert face.store(slots) == [n not in {3, 4} for n in range(9)]
+    assert {key: slot for key, slot in slots.items() if key not in {"k3", "k4"}}.items() <= face.read(
+        list(slots)
+    )[0].items()
 
 
 def test_a_value_of_many_megabytes(face: Face) -> None:

@@ -16,11 +16,12 @@ from cachewright.keys import physical_key
 from cachewright.runtime.base import Runtime
 from cachewright.tiers.base import Generation, Swap, Swapped, Tier
 from cachewright.tiers.redis_driver import Address, Command, Reply, ReplyError
-from cachewright.tiers.redis_large import swap_large
+from cachewright.tiers.redis_large import store_large, swap_large
 from cachewright.tiers.redis_scripts import (
     drop_call,
     generation_call,
     is_large,
+    is_large_store,
     missing_scripts,
     read_generation,
     read_slot,
@@ -153,13 +154,25 @@ class RedisTier(Tier):
 
     async def store(self, rt: Runtime, slots: Mapping[str, Slot]) -> list[bool]:
         """See `Tier.store`."""
-        if not slots:
-            return []
+        deadline = time.monotonic() + self.timeout
         now = int(rt.now() * 1000)
-        prefix = self._slots
-        calls = [store_call((prefix + key).encode(), slot, rt.new_id(), now) for key, slot in slots.items()]
-        replies = await self._run(rt, calls, time.monotonic() + self.timeout, store=True)
-        return [reply == 1 for reply in replies]
+        names = {key: (self._slots + key).encode() for key in slots}
+        stored: dict[str, bool] = {}
+        for key, slot in slots.items():
+            if is_large_store(slot) and await self._store_large(rt, names[key], slot, now, deadline):
+                stored[key] = True
+        rest = [key for key in slots if key not in stored]
+        if rest:
+            calls = [store_call(names[key], slots[key], rt.new_id(), now) for key in rest]
+            replies = await self._run(rt, calls, deadline, store=True)
+            stored.update((key, reply == 1) for key, reply in zip(rest, replies, strict=True))
+        return [stored[key] for key in slots]
+
+    async def _store_large(self, rt: Runtime, name: bytes, slot: Slot, now: int, deadline: float) -> bool:
+        try:
+            return await store_large(self._server, rt, name, slot, now, deadline)
+        except ReplyError as reply:
+            self._server.refused(reply)
 
     async def set_generations(
         self, rt: Runtime, marks: Mapping[str, bytes], *, only_missing: bool

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import ssl as ssl_module
 import time
-from collections.abc import Mapping, Sequence
-from typing import Any, Final
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from typing import Any, Final, TypeVar
 
 from cachewright.core.slot import Slot
 from cachewright.errors import ConfigurationError, TierError, TierUnavailable
@@ -20,11 +20,12 @@ from cachewright.tiers.base import Generation, Swap, Swapped, Tier
 from cachewright.tiers.redis_cluster_batch import Item, run_batch
 from cachewright.tiers.redis_cluster_map import ClusterMap, Place, key_slot, redirection
 from cachewright.tiers.redis_driver import Address, Command, Reply, ReplyError, raise_reply
-from cachewright.tiers.redis_large import swap_large
+from cachewright.tiers.redis_large import store_large, swap_large
 from cachewright.tiers.redis_scripts import (
     drop_call,
     generation_call,
     is_large,
+    is_large_store,
     read_generation,
     read_slot,
     read_swapped,
@@ -35,6 +36,8 @@ from cachewright.tiers.redis_scripts import (
 from cachewright.tiers.redis_server import Server
 
 __all__ = ["RedisClusterTier"]
+
+T = TypeVar("T")
 
 _SCAN_COUNT: Final = 500
 _REDIRECTIONS: Final = 5
@@ -130,21 +133,33 @@ class RedisClusterTier(Tier):
         ]
 
     async def _swap_large(self, rt: Runtime, name: bytes, swap: Swap, now: int, deadline: float) -> Swapped:
+        swapped = await self._on_node(
+            rt, name, deadline, lambda server: swap_large(server, rt, name, swap, now, deadline)
+        )
+        if swapped is not None:
+            return swapped
+        replies = await self._run(rt, [name], [swap_call(name, swap, now)], deadline)
+        return read_swapped(self._checked(replies)[0])
+
+    async def _on_node(
+        self, rt: Runtime, name: bytes, deadline: float, attempt: Callable[[Server], Awaitable[T]]
+    ) -> T | None:
+        """Runs a transaction on a key's node; None where the slot is on its way to another node.
+
+        WATCH and MULTI cannot follow it there; a script, which is a single command, can.
+        """
         await self._map.ensure(rt, deadline)
         slot = key_slot(name)
         for _ in range(_REDIRECTIONS):
             place = self._map.place_of(slot)
             try:
-                return await swap_large(self._map.server(place), rt, name, swap, now, deadline)
+                return await attempt(self._map.server(place))
             except ReplyError as reply:
-                if reply.code == "MOVED":
-                    self._map.moved(*redirection(reply, place))
-                    continue
-                if reply.code not in {"ASK", "TRYAGAIN"}:
+                if reply.code in {"ASK", "TRYAGAIN"}:
+                    return None
+                if reply.code != "MOVED":
                     raise_reply(self.name, reply)
-                # The slot is on its way to another node, which WATCH and MULTI cannot follow: one script can.
-                replies = await self._run(rt, [name], [swap_call(name, swap, now)], deadline)
-                return read_swapped(self._checked(replies)[0])
+                self._map.moved(*redirection(reply, place))
             except TierError as error:
                 self._map.failed(place, error)
                 raise
@@ -161,13 +176,35 @@ class RedisClusterTier(Tier):
 
     async def store(self, rt: Runtime, slots: Mapping[str, Slot]) -> list[bool]:
         """See `Tier.store`."""
+        deadline = self._until()
         now = int(rt.now() * 1000)
-        names = [(self._slots + key).encode() for key in slots]
-        calls = [
-            store_call(name, slot, rt.new_id(), now) for name, slot in zip(names, slots.values(), strict=True)
-        ]
-        replies = await self._run(rt, names, calls, self._until(), store=True)
-        return [reply == 1 for reply in self._checked(replies)]
+        names = {key: (self._slots + key).encode() for key in slots}
+        stored: dict[str, bool] = {}
+        failure: TierError | None = None
+        for key, slot in slots.items():
+            if is_large_store(slot):
+                try:
+                    if await self._store_large(rt, names[key], slot, now, deadline):
+                        stored[key] = True
+                except TierError as error:
+                    failure = failure or error
+                    stored[key] = False
+        rest = [key for key in slots if key not in stored]
+        calls = [store_call(names[key], slots[key], rt.new_id(), now) for key in rest]
+        replies = self._checked(
+            await self._run(rt, [names[key] for key in rest], calls, deadline, store=True)
+        )
+        if failure is not None:
+            raise failure
+        stored.update((key, reply == 1) for key, reply in zip(rest, replies, strict=True))
+        return [stored[key] for key in slots]
+
+    async def _store_large(
+        self, rt: Runtime, name: bytes, slot: Slot, now: int, deadline: float
+    ) -> bool | None:
+        return await self._on_node(
+            rt, name, deadline, lambda server: store_large(server, rt, name, slot, now, deadline)
+        )
 
     async def set_generations(
         self, rt: Runtime, marks: Mapping[str, bytes], *, only_missing: bool

@@ -73,7 +73,7 @@ class AioDriver:
             raise self._faults.timed_out()
         return await self._exchange(self._shared(check=False), commands, deadline, store)
 
-    async def hold(self, deadline: float, work: Callable[[Send], Awaitable[T]]) -> T:
+    async def hold(self, deadline: float, work: Callable[[Send], Awaitable[T]], *, store: bool = False) -> T:
         """Runs ``work`` with a sender that stays on one connection, which nobody else uses meanwhile."""
         place = self._place()
         try:
@@ -85,7 +85,7 @@ class AioDriver:
             connection = place.held = self._usable(place.held, check=True)
 
             async def send(commands: Sequence[Command]) -> list[Reply]:
-                return await self._exchange(connection, commands, deadline, False)
+                return await self._exchange(connection, commands, deadline, store)
 
             try:
                 return await work(send)

@@ -260,12 +260,12 @@ class BlockingDriver:
         finally:
             self._give(pending.connection)
 
-    async def hold(self, deadline: float, work: Callable[[Send], Awaitable[T]]) -> T:
+    async def hold(self, deadline: float, work: Callable[[Send], Awaitable[T]], *, store: bool = False) -> T:
         """Runs ``work`` with a sender that stays on one connection, which nobody else uses meanwhile (WATCH)."""
         connection, _ = self._take(deadline, check=True)
 
         async def send(commands: Sequence[Command]) -> list[Reply]:
-            return self._receive(self._send(connection, commands, deadline, False, True), deadline)
+            return self._receive(self._send(connection, commands, deadline, store, True), deadline)
 
         try:
             return await work(send)

@@ -14,7 +14,7 @@ import hashlib
 from collections.abc import Sequence
 from typing import Any, Final
 
-from cachewright.core.slot import Slot, life_of, parse
+from cachewright.core.slot import FORMAT_VERSION, HEADER_FIXED, Slot, life_of, parse
 from cachewright.keys import physical_key
 from cachewright.tiers.base import Generation, Swap, Swapped
 from cachewright.tiers.redis_driver import Command, Reply, ReplyError
@@ -25,8 +25,10 @@ __all__ = [
     "drop_call",
     "generation_call",
     "is_large",
+    "is_large_store",
     "key_bytes",
     "life_argument",
+    "may_hold_intents",
     "missing_scripts",
     "only_header",
     "read_generation",
@@ -186,6 +188,16 @@ def is_large(swap: Swap) -> bool:
         and len(new.entry.payload) >= LARGE
         and not only_header(expected, new)
     )
+
+
+def is_large_store(slot: Slot) -> bool:
+    """The same for a store."""
+    return slot.entry is not None and len(slot.entry.payload) >= LARGE
+
+
+def may_hold_intents(head: bytes) -> bool:
+    """Whether a slot's first bytes leave it possible that intents stand; the scripts look closer."""
+    return len(head) == HEADER_FIXED and head[4] == FORMAT_VERSION and head[8] > 0
 
 
 def life_argument(slot: Slot, now: int) -> bytes:

@@ -62,11 +62,13 @@ class Server:
             return self.blocking.execute(commands, deadline, repeatable=repeatable, store=store)
         return await self.aio.execute(commands, deadline, repeatable=repeatable, store=store)
 
-    async def hold(self, rt: Runtime, deadline: float, work: Callable[[Send], Awaitable[T]]) -> T:
+    async def hold(
+        self, rt: Runtime, deadline: float, work: Callable[[Send], Awaitable[T]], *, store: bool = False
+    ) -> T:
         """See `BlockingDriver.hold`."""
         if rt.name == "threads":
-            return await self.blocking.hold(deadline, work)
-        return await self.aio.hold(deadline, work)
+            return await self.blocking.hold(deadline, work, store=store)
+        return await self.aio.hold(deadline, work, store=store)
 
     def refused(self, reply: ReplyError) -> NoReturn:
         """Raises what an error reply means."""
