@@ -32,8 +32,7 @@ from cachewright.errors import (
 )
 from cachewright.options import MISSING, Entry, Freshness, Options, Retry
 from cachewright.repository import Repository
-from cachewright.write_behind import WriteBehind
-from cachewright.write_through import WriteAround, WriteThrough
+from cachewright.write_modes import WriteAround, WriteBehind, WriteThrough
 
 __version__ = "0.1.0"
 

@@ -395,4 +395,11 @@ def _several(keys: Iterable[str]) -> Iterable[str]:
 
 
 _CACHES: weakref.WeakSet[Cache] = weakref.WeakSet()
-os.register_at_fork(after_in_child=lambda: [cache.engine.after_fork() for cache in _CACHES])
+
+
+def _after_fork() -> None:
+    for cache in _CACHES:
+        cache.engine.after_fork()
+
+
+os.register_at_fork(after_in_child=_after_fork)

@@ -6,10 +6,9 @@ Reads are read-through. Writes are write-through, write-around or write-behind; 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any, Generic, Protocol, Self, TypeVar
 
-from cachewright.behind.saving import Savers
 from cachewright.codecs.annotations import loader_type
 from cachewright.core.engine import Engine, Inspection
 from cachewright.errors import ConfigurationError
@@ -18,8 +17,7 @@ from cachewright.keys import check_key
 from cachewright.options import MISSING, Entry, Options
 from cachewright.runtime.base import Runtime, drive
 from cachewright.spelling import did_you_mean
-from cachewright.write_behind import SavingLater, WriteBehind, decode, decode_id
-from cachewright.write_through import SavingNow, WriteAround, WriteThrough
+from cachewright.write_modes import Origin, WriteAround, WriteBehind, WriteThrough
 
 __all__ = ["Origin", "Repository", "Writes"]
 
@@ -29,6 +27,8 @@ Writes = str | WriteThrough | WriteAround | WriteBehind
 
 
 class _Writer(Protocol):
+    savers: Any
+
     async def write(self, rt: Runtime, values: Mapping[str, tuple[Any, Any]], options: Options) -> None: ...
 
     async def pending(self, rt: Runtime, keys: list[str]) -> dict[str, Any]: ...
@@ -36,18 +36,6 @@ class _Writer(Protocol):
     async def flush(self, rt: Runtime, timeout: float | None) -> None: ...
 
     async def close(self, rt: Runtime, timeout: float | None) -> None: ...
-
-
-@dataclass(frozen=True, slots=True)
-class Origin:
-    """The user's functions, as `Cache.repository` takes them."""
-
-    load: Callable[[Any], Any] | None = None
-    load_many: Callable[[list[Any]], Any] | None = None
-    save: Callable[..., Any] | None = None
-    save_many: Callable[..., Any] | None = None
-    delete: Callable[..., Any] | None = None
-    delete_many: Callable[..., Any] | None = None
 
 
 class Repository(Generic[Id, V]):
@@ -76,19 +64,11 @@ class Repository(Generic[Id, V]):
         self._tag = f"\0r:{name}"
         self._options, self._typed = options, typed
         self._memory = engine.state.chain.memory
-        savers = Savers(
-            save=origin.save,
-            save_many=origin.save_many,
-            delete=origin.delete,
-            delete_many=origin.delete_many,
-            decode=lambda record: decode(engine, record, self.options),
-            decode_id=decode_id,
-            not_saved=not_saved,
-        )
-        self._savers = savers
-        self._writer = self._make_writer(writes, savers, ordered_saver)
+        self._writer = self._make_writer(writes, not_saved, ordered_saver)
 
-    def _make_writer(self, writes: Writes, savers: Savers, ordered_saver: bool) -> _Writer:
+    def _make_writer(
+        self, writes: Writes, not_saved: Sequence[type[Exception]], ordered_saver: bool
+    ) -> _Writer:
         named: dict[str, Writes] = {
             "through": WriteThrough(),
             "around": WriteAround(),
@@ -96,17 +76,17 @@ class Repository(Generic[Id, V]):
         }
         how = named.get(writes) if isinstance(writes, str) else writes
         if isinstance(how, WriteBehind):
-            if self._origin.save is None and self._origin.save_many is None:
-                raise ConfigurationError(
-                    f"repository {self.name!r} writes behind and needs save= or save_many="
-                )
+            # Here, because a process that writes nothing behind should not pay for importing how.
+            from cachewright.write_behind import SavingLater
+
             return SavingLater(
-                self._engine, self.name, how, savers, ordered_saver=ordered_saver, options=self._options
+                self._engine, self.name, how, self._origin, lambda: self.options, not_saved, ordered_saver
             )
         if isinstance(how, WriteThrough | WriteAround):
+            from cachewright.write_through import SavingNow
+
             keep = isinstance(how, WriteThrough)
-            many = self._origin.save_many is not None
-            return SavingNow(self._engine, savers, (self._tag,), keep=keep, many=many)
+            return SavingNow(self._engine, self._origin, (self._tag,), not_saved, keep=keep)
         hint = did_you_mean(writes, named) if isinstance(writes, str) else ""
         raise ConfigurationError(
             f"writes={writes!r}: expected 'through', 'around', 'behind' or WriteBehind(…){hint}"
@@ -267,7 +247,7 @@ class Repository(Generic[Id, V]):
         await self._write(self._aio, dict.fromkeys(ids, MISSING))
 
     async def _write(self, rt: Runtime, values: Mapping[Id, Any]) -> None:
-        self._savers.check(self.name, [value is MISSING for value in values.values()])
+        self._writer.savers.check(self.name, [value is MISSING for value in values.values()])
         if values:
             await self._writer.write(
                 rt, {self.key_for(id): (id, value) for id, value in values.items()}, self.options

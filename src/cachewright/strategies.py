@@ -11,8 +11,9 @@ from cachewright.codecs.annotations import loader_type
 from cachewright.core.engine import Engine
 from cachewright.decorator import CachedFunction, decorate
 from cachewright.options import Entry, Freshness, Options, merge
-from cachewright.repository import Origin, Repository, Writes
+from cachewright.repository import Repository, Writes
 from cachewright.runtime.base import Runtime
+from cachewright.write_modes import Origin
 
 __all__ = ["Strategies"]
 

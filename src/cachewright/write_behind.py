@@ -7,70 +7,27 @@ origin: so an evicted dirty key is never read old. The buffer, the flusher and C
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from cachewright.behind.buffers import default_buffer_url, open_buffer
 from cachewright.behind.buffers.base import NewRecord, Record
 from cachewright.behind.flusher import Flusher
 from cachewright.behind.saving import Savers
-from cachewright.behind.types import BehindOptions, OnFull
 from cachewright.codecs.base import make_context
 from cachewright.codecs.msgpack import MsgpackCodec
 from cachewright.core.engine import Engine
 from cachewright.errors import ConfigurationError
-from cachewright.options import MISSING, Options, Seconds
+from cachewright.options import MISSING, Options
 from cachewright.runtime.base import Runtime
 from cachewright.spelling import did_you_mean
+from cachewright.write_modes import Origin, WriteBehind
 
-__all__ = ["SavingLater", "WriteBehind"]
+__all__ = ["SavingLater"]
 
 log = logging.getLogger("cachewright")
 _ID = MsgpackCodec()
 _FLUSHERS = ("background", "celery", "worker", "none")
-
-
-@dataclass(frozen=True, slots=True)
-class WriteBehind:
-    """``writes="behind"`` with options. Times are seconds.
-
-    Attributes:
-        buffer: ``sqlite:///file``; left out: a file of the repository's own under ``$XDG_STATE_HOME/cachewright``
-            (``CACHEWRIGHT_BUFFER`` overrides).
-        delay: the coalescing window: a record waits so long for newer states of its key.
-        batch_size: most records saved at once.
-        max_attempts: failed saves after which a record becomes a dead letter.
-        backoff: pause after the first failed save; doubled each time, with jitter.
-        backoff_max: the longest pause.
-        max_dirty: most records in the buffer.
-        max_dirty_bytes: most bytes in the buffer.
-        on_full: what `put` does at a full buffer: ``"block"`` (up to ``full_timeout``), ``"raise"`` or ``"through"``.
-        full_timeout: how long ``"block"`` waits before `BufferFull`.
-        claim: life of a flusher's claim, renewed while a saver runs.
-        settle: how long a save of unknown outcome may still land.
-        flusher: ``"background"`` (a thread or task of this process), ``"celery"`` (``CACHEWRIGHT_BROKER`` names the
-            broker), a Celery app of your own, ``"worker"`` (another process does it) or ``"none"`` (only `flush` does).
-    """
-
-    buffer: str | None = None
-    delay: Seconds = 0.0
-    batch_size: int = 100
-    max_attempts: int = 8
-    backoff: Seconds = 0.1
-    backoff_max: Seconds = 60.0
-    max_dirty: int = 100_000
-    max_dirty_bytes: int = 256 * 1024 * 1024
-    on_full: OnFull = "block"
-    full_timeout: Seconds = 5.0
-    claim: Seconds = 5.0
-    settle: Seconds = 5.0
-    flusher: Any = field(default="background")
-
-    def behind_options(self, ordered_saver: bool) -> BehindOptions:
-        """The flusher's own options, checked."""
-        names = set(BehindOptions.names()) - {"ordered_saver", "poll"}
-        return BehindOptions(**{name: getattr(self, name) for name in names}, ordered_saver=ordered_saver)
 
 
 class SavingLater:
@@ -81,12 +38,23 @@ class SavingLater:
         engine: Engine,
         name: str,
         how: WriteBehind,
-        savers: Savers,
-        *,
+        origin: Origin,
+        options: Callable[[], Options],
+        not_saved: Sequence[type[Exception]],
         ordered_saver: bool,
-        options: Options,
     ) -> None:
-        self._engine, self._options, self._savers = engine, options, savers
+        if origin.save is None and origin.save_many is None:
+            raise ConfigurationError(f"repository {name!r} writes behind and needs save= or save_many=")
+        self.savers = Savers(
+            save=origin.save,
+            save_many=origin.save_many,
+            delete=origin.delete,
+            delete_many=origin.delete_many,
+            decode=self._decode,
+            decode_id=_decode_id,
+            not_saved=not_saved,
+        )
+        self._engine, self._options = engine, options
         namespace = engine.state.namespace
         behind = how.behind_options(ordered_saver)
         url = how.buffer if how.buffer is not None else default_buffer_url(namespace, name)
@@ -107,7 +75,7 @@ class SavingLater:
             )
         self.flusher = Flusher(
             buffer,
-            savers,
+            self.savers,
             namespace=namespace,
             repository=name,
             after_save=self._after_save,
@@ -129,7 +97,7 @@ class SavingLater:
         await self._engine.drop_many(rt, list(values))
 
     def _record(self, key: str, id: Any, value: Any, options: Options) -> NewRecord:
-        if value is MISSING and not self._savers.can_delete:
+        if value is MISSING and not self.savers.can_delete:
             raise ConfigurationError("this repository was made without delete= or delete_many=")
         state = self._engine.state
         context = make_context(state.namespace, key)
@@ -142,10 +110,7 @@ class SavingLater:
     async def pending(self, rt: Runtime, keys: list[str]) -> dict[str, Any]:
         """The newest state of those keys that are not saved yet; `MISSING` for one that is deleted."""
         records = await self.flusher.buffer.read(rt, keys)
-        return {
-            key: MISSING if r.payload is None else decode(self._engine, r, self._options)
-            for key, r in records.items()
-        }
+        return {key: MISSING if r.payload is None else self._decode(r) for key, r in records.items()}
 
     async def flush(self, rt: Runtime, timeout: float | None) -> None:
         """Returns when nothing is dirty; else raises `FlushTimeout`."""
@@ -155,15 +120,14 @@ class SavingLater:
         """Drains with a deadline and stops the flusher. What is left stays in the buffer for the next start."""
         await self.flusher.close(rt, timeout)
 
+    def _decode(self, record: Record) -> Any:
+        state = self._engine.state
+        assert record.payload is not None, "a tombstone has no value"
+        context = make_context(state.namespace, record.key)
+        type_ = self._options().type
+        return state.pipeline.decode(record.codec, record.codec_flags, record.payload, context, type_)
 
-def decode(engine: Engine, record: Record, options: Options) -> Any:
-    """A record's value."""
-    state = engine.state
-    assert record.payload is not None, "a tombstone has no value"
-    context = make_context(state.namespace, record.key)
-    return state.pipeline.decode(record.codec, record.codec_flags, record.payload, context, options.type)
 
-
-def decode_id(data: bytes) -> Any:
+def _decode_id(data: bytes) -> Any:
     """A repository id, of its own type."""
     return _ID.decode(data, b"")

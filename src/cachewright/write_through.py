@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import itertools
 import time
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from cachewright.behind.saving import Savers
@@ -17,33 +16,32 @@ from cachewright.behind.types import Write
 from cachewright.core.engine import Engine
 from cachewright.options import Options
 from cachewright.runtime.base import Runtime
+from cachewright.write_modes import Origin
 
-__all__ = ["SavingNow", "WriteAround", "WriteThrough"]
-
-
-@dataclass(frozen=True, slots=True)
-class WriteThrough:
-    """``writes="through"``: save at the origin, then store in the cache."""
-
-
-@dataclass(frozen=True, slots=True)
-class WriteAround:
-    """``writes="around"``: save at the origin and leave the key empty: for values that are seldom read back."""
+__all__ = ["SavingNow"]
 
 
 class SavingNow:
     """How a repository writes when it saves before it returns."""
 
     def __init__(
-        self, engine: Engine, savers: Savers, implicit: tuple[str, ...], *, keep: bool, many: bool
+        self,
+        engine: Engine,
+        origin: Origin,
+        implicit: tuple[str, ...],
+        not_saved: Sequence[type[Exception]],
+        *,
+        keep: bool,
     ) -> None:
-        self._engine, self._savers, self._implicit, self._keep, self._many = (
-            engine,
-            savers,
-            implicit,
-            keep,
-            many,
+        self.savers = Savers(
+            save=origin.save,
+            save_many=origin.save_many,
+            delete=origin.delete,
+            delete_many=origin.delete_many,
+            not_saved=not_saved,
         )
+        self._engine, self._implicit, self._keep = engine, implicit, keep
+        self._many = origin.save_many is not None
         self._sequence = itertools.count(
             int(time.time() * 1e6)
         )  # for savers that keep one; grows in this process
@@ -60,7 +58,7 @@ class SavingNow:
         writes = [Write(id, value, next(self._sequence), 1) for id, value in values.values()]
 
         async def save() -> None:
-            await self._savers.save_now(rt, writes)
+            await self.savers.save_now(rt, writes)
 
         await self._engine.write(
             rt,
@@ -68,7 +66,7 @@ class SavingNow:
             save,
             options,
             implicit=self._implicit,
-            not_saved=self._savers.certain,
+            not_saved=self.savers.certain,
             keep=self._keep,
         )
 

@@ -70,8 +70,8 @@ class Savers:
         save_many: Callable[..., Any] | None = None,
         delete: Callable[..., Any] | None = None,
         delete_many: Callable[..., Any] | None = None,
-        decode: Callable[[Record], Any],
-        decode_id: Callable[[bytes], Any],
+        decode: Callable[[Record], Any] | None = None,
+        decode_id: Callable[[bytes], Any] | None = None,
         not_saved: Sequence[type[Exception]] = (),
     ) -> None:
         self._save, self._save_many = save, save_many
@@ -110,6 +110,8 @@ class Savers:
 
     def write_of(self, record: Record) -> Write:
         """A record as its saver sees it."""
+        assert self._decode is not None, "made to save now, not records"
+        assert self._decode_id is not None
         value = MISSING if record.state == "tombstone" else self._decode(record)
         return Write(self._decode_id(record.id), value, record.sequence, record.tries + 1)
 

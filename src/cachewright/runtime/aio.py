@@ -1,8 +1,10 @@
-"""The runtime of the awaiting face. One instance serves every event loop: the loop is the running one."""
+"""The runtime of the awaiting face. One instance serves every event loop: the loop is the running one.
+
+asyncio is imported where it is used: it costs more than the rest of this library, and who awaits has it already.
+"""
 
 from __future__ import annotations
 
-import asyncio
 import contextvars
 import inspect
 import logging
@@ -10,11 +12,14 @@ import os
 import random
 import threading
 from collections.abc import Awaitable, Callable, Coroutine
-from typing import Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from cachewright.runtime.base import Clock
 from cachewright.runtime.threads import SYSTEM_CLOCK, is_async
 from cachewright.runtime.workers import BACKGROUND
+
+if TYPE_CHECKING:
+    import asyncio
 
 T = TypeVar("T")
 
@@ -29,11 +34,15 @@ class AioWaiter:
     __slots__ = ("_future", "_loop", "_set")
 
     def __init__(self) -> None:
+        import asyncio
+
         self._loop = asyncio.get_running_loop()
         self._future: asyncio.Future[None] = self._loop.create_future()
         self._set = False
 
     def set(self) -> None:
+        import asyncio
+
         self._set = True
         try:
             running: asyncio.AbstractEventLoop | None = asyncio.get_running_loop()
@@ -55,6 +64,8 @@ class AioWaiter:
         return self._set
 
     async def wait(self, timeout: float | None) -> bool:
+        import asyncio
+
         if self._set:
             return True
         try:
@@ -89,6 +100,7 @@ class AioRuntime:
     name: Literal["asyncio"] = "asyncio"
 
     def __init__(self, clock: Clock = SYSTEM_CLOCK) -> None:
+
         self.now = clock.now
         self.monotonic = clock.monotonic
         self.random = random.random
@@ -101,9 +113,13 @@ class AioRuntime:
     @staticmethod
     def whoami() -> tuple[int | None, Callable[[], bool]]:
         # A loop that stopped with its tasks unfinished may never go on; if it does, the lease judges what it stores.
+        import asyncio
+
         return threading.get_ident(), asyncio.get_running_loop().is_running
 
     async def sleep(self, seconds: float) -> None:
+        import asyncio
+
         await asyncio.sleep(seconds)
 
     @staticmethod
@@ -121,6 +137,8 @@ class AioRuntime:
         return await result if inspect.isawaitable(result) else result
 
     async def offload(self, function: Callable[..., T], *args: Any) -> T:
+        import asyncio
+
         loop = asyncio.get_running_loop()
         future: asyncio.Future[T] = loop.create_future()
         context = contextvars.copy_context()
@@ -150,6 +168,8 @@ class AioRuntime:
         return await future
 
     def spawn(self, work: Callable[[], Coroutine[Any, Any, None]], name: str) -> TaskJob:
+        import asyncio
+
         async def run() -> None:
             try:
                 await work()
@@ -163,6 +183,8 @@ class AioRuntime:
         return TaskJob(task, loop)
 
     def every(self, seconds: float, tick: Callable[[], Awaitable[bool]], name: str) -> TaskJob:
+        import asyncio
+
         async def beat() -> None:
             await asyncio.sleep(seconds)
             while await tick():
