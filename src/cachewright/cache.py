@@ -17,7 +17,7 @@ from cachewright.core.state import Chain, State
 from cachewright.environment import read_environment
 from cachewright.errors import ConfigurationError
 from cachewright.events import Hub
-from cachewright.keys import check_key, check_namespace, check_tag
+from cachewright.keys import check_key, check_keys, check_namespace, check_tag
 from cachewright.options import DEFAULTS, MISSING, Freshness, Options, merge, seconds
 from cachewright.runtime.aio import AIO, AioRuntime
 from cachewright.runtime.base import Clock, Runtime, drive
@@ -184,7 +184,7 @@ class Cache(Strategies):
         return await self._get_many(self._aio, keys, type)
 
     async def _get_many(self, rt: Runtime, keys: Iterable[str], type_: Any) -> dict[str, Any]:
-        names = list(dict.fromkeys(check_key(key) for key in _several(keys)))
+        names = check_keys(keys)
         found = {key: value for key in names if (value := self._local(key, type_)) is not MISSING}
         rest = [key for key in names if key not in found]
         if rest:
@@ -237,7 +237,7 @@ class Cache(Strategies):
         self, rt: Runtime, keys: Iterable[str], loader: Callable[[list[str]], Any], given: Freshness
     ) -> dict[str, Any]:
         merged = self._load_options(given, loader, many=True)
-        names = list(dict.fromkeys(check_key(key) for key in _several(keys)))
+        names = check_keys(keys)
         found = {key: value for key in names if (value := self._local(key, merged.type)) is not MISSING}
         rest = [key for key in names if key not in found]
         if rest:
@@ -294,11 +294,11 @@ class Cache(Strategies):
 
     def delete_many(self, keys: Iterable[str]) -> int:
         """Drops many keys in one round trip a tier; how many had an entry."""
-        return sum(drive(self.engine.drop_many(self._threads, [check_key(key) for key in _several(keys)])))
+        return sum(drive(self.engine.drop_many(self._threads, check_keys(keys))))
 
     async def adelete_many(self, keys: Iterable[str]) -> int:
         """`delete_many`, awaited."""
-        return sum(await self.engine.drop_many(self._aio, [check_key(key) for key in _several(keys)]))
+        return sum(await self.engine.drop_many(self._aio, check_keys(keys)))
 
     def touch(self, key: str, ttl: float | timedelta | None) -> bool:
         """Gives a fresh entry a new life of ``ttl`` seconds from now; False where there is none."""
@@ -386,12 +386,6 @@ class Cache(Strategies):
 
     async def __aexit__(self, *_: object) -> None:
         await self.aclose()
-
-
-def _several(keys: Iterable[str]) -> Iterable[str]:
-    if isinstance(keys, str | bytes):
-        raise ConfigurationError(f"{keys!r}: expected several keys; for one put it in a list")
-    return keys
 
 
 _CACHES: weakref.WeakSet[Cache] = weakref.WeakSet()

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+from collections.abc import Iterable
 from typing import Literal
 
 from cachewright.errors import ConfigurationError, InvalidKeyError
@@ -18,6 +19,7 @@ __all__ = [
     "TAG_LIMIT",
     "Kind",
     "check_key",
+    "check_keys",
     "check_namespace",
     "check_tag",
     "memcached_key",
@@ -70,6 +72,17 @@ def check_key(key: object, *, limit: int = KEY_LIMIT) -> str:
     if type(key) is str and key and key.isascii() and len(key) <= limit:
         return key
     return _check_text(key, "key", limit)
+
+
+def check_keys(keys: Iterable[object]) -> list[str]:
+    """Return several keys, each checked and once.
+
+    Raises:
+        InvalidKeyError: one of them cannot be a key, or a single ``str`` was given where several are expected.
+    """
+    if isinstance(keys, str | bytes):
+        raise InvalidKeyError(f"{shorten(keys)}: expected several keys; put a single one in a list")
+    return list(dict.fromkeys(check_key(key) for key in keys))
 
 
 def check_tag(tag: object) -> str:

@@ -6,9 +6,8 @@ generations, as on any server. Above a shared tier it is a *local* copy: filled 
 **The reader's protocol.** ``table`` maps keys to nodes and may be read by anyone at any time, without the lock: first a
 node's ``value``, then its ``deadline`` (`MemoryTier.peek`; `Cache.get` and decorated functions do the same in line).
 A node dies in place, so every other index that still points to it sees it dead: the writer first sets ``deadline``
-to minus infinity, then ``value`` to `DEAD`. A reader that got `DEAD` therefore finds the deadline gone, and one that
-finds the deadline standing has read the value before it was taken away. In the other order a reader could pass the
-check and then be handed `DEAD`.
+to minus infinity, then ``value`` to `DEAD`. A reader that got `DEAD` therefore finds the deadline gone; in the other
+order it could pass the check and then be handed `DEAD`.
 """
 
 from __future__ import annotations
