@@ -136,8 +136,8 @@ class Decorated:
         self.is_async = is_async(function)
         self.own_tag = f"\0f:{maker.name}"
         self.bound: tuple[Any, ...] = ()
-        self.misses = 0
-        self.hits: Callable[[], int] = lambda: 0
+        self.counts = {"hits": 0, "misses": 0}  # of all bound forms of a method together
+        self.hits: Callable[[], int] = lambda: 0  # those that the wrapper answered by itself
         self._options, self._typed = options, typed
         self.memory = engine.state.chain.memory
         self.index: dict[Any, Any] = {}
@@ -170,7 +170,7 @@ class Decorated:
         found, value = self._local(key, args, kwargs)
         if found:
             return value
-        self.misses += 1
+        self.counts["misses"] += 1
         value = drive(self._load(self.threads, key, args, kwargs))
         self._remember(key, args, kwargs)
         return value
@@ -181,7 +181,7 @@ class Decorated:
         found, value = self._local(key, args, kwargs)
         if found:
             return value
-        self.misses += 1
+        self.counts["misses"] += 1
         value = await self._load(self.aio, key, args, kwargs)
         self._remember(key, args, kwargs)
         return value
@@ -206,6 +206,7 @@ class Decorated:
         value = self.memory.peek(key, self.options.type) if self.memory is not None else MISSING
         if value is MISSING:
             return False, None
+        self.counts["hits"] += 1
         self._remember(key, args, kwargs)
         return True, value
 
@@ -265,7 +266,10 @@ class Decorated:
     def cache_info(self) -> CacheInfo:
         memory = self.memory
         size = memory.tagged(self.own_tag) if memory is not None else 0
-        return CacheInfo(self.hits(), self.misses, memory.max_entries if memory is not None else None, size)
+        hits = self.hits() + self.counts["hits"]
+        return CacheInfo(
+            hits, self.counts["misses"], memory.max_entries if memory is not None else None, size
+        )
 
     def cache_clear(self) -> None:
         drive(self.engine.invalidate_tags(self.threads, [self.own_tag]))
@@ -307,13 +311,13 @@ def decorate(
     part = Decorated(
         function, engine, threads, aio, replace(options, tags=plain), maker, templates, typed=typed
     )
+    engine.state.hit_counters.append(lambda: part.hits() + part.counts["hits"])
     if _takes_owner(function):
         return CachedFunction[Any, Any](part)
     wrapper = make_wrapper(part)
     functools.update_wrapper(wrapper, function)
     for name in _ATTRIBUTES:
         setattr(wrapper, name, getattr(part, name))
-    engine.state.hit_counters.append(part.hits)
     return wrapper
 
 

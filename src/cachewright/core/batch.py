@@ -46,8 +46,8 @@ async def get_or_load_many(
     """
     batch = _Batch(state, rt, loader, options, tags)
     keys = list(dict.fromkeys(keys))
-    await batch.read(keys)
     try:
+        await batch.read(keys)
         await batch.lead([key for key in keys if key not in batch.values])
     finally:
         batch.hand_on()
@@ -88,7 +88,6 @@ class _Batch:
             entries = await fresh_entries(state, rt, self.standing, self.generations)
         except TierUnavailable:
             if state.strict:
-                self.hand_on()
                 raise
             self.standing, self.generations, entries, self.unreachable = {}, {}, {}, True
         for key, entry in entries.items():
@@ -154,6 +153,7 @@ class _Batch:
         for key in keys:
             if key in self.flights:
                 state.flights.reached(self.flights[key], Phase.LOADING)
+        state.stats.misses += len(keys)
         flight = self.flights.get(keys[0])
         context = LoadContext(state, keys[0], self.options, MISSING, flight, also=frozenset(keys))
         try:

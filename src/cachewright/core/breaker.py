@@ -8,6 +8,7 @@ and lives in this process: where it overflows, the whole namespace is dropped in
 
 from __future__ import annotations
 
+import itertools
 import threading
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from typing import TypeVar
@@ -34,17 +35,20 @@ class Level:
     def __init__(self, tier: Tier, hub: Hub) -> None:
         self.tier = tier
         self._hub = hub
+        # Each with a number of its own: what is missed again while it is being replayed is not forgotten with it.
+        self._missed_keys: dict[str, int] = {}
+        self._missed_tags: dict[str, int] = {}
+        self._missed_all = False
+        self._numbers = itertools.count()
         self.after_fork()
 
     def after_fork(self) -> None:
-        """A child starts with a closed breaker; what the parent has to replay is the parent's."""
+        """A child starts with a closed breaker. What is to be replayed it replays too: twice does no harm."""
         self._lock = threading.Lock()
         self._failures = 0
         self._open = False
         self._next_probe = 0.0
-        self._missed_keys: dict[str, None] = {}
-        self._missed_tags: dict[str, None] = {}
-        self._missed_all = False
+        self._next_replay = 0.0
         self._replaying = False
 
     @property
@@ -60,12 +64,16 @@ class Level:
     async def read(
         self, rt: Runtime, keys: Sequence[str], tags: Sequence[str] = ()
     ) -> tuple[dict[str, Slot], dict[str, Generation]]:
-        """`Tier.read`."""
-        return await self._guard(rt, "read", lambda: self.tier.read(rt, keys, tags))
+        """`Tier.read`; what the tier has yet to hear of counts as absent."""
+        slots, generations = await self._guard(rt, "read", (), lambda: self.tier.read(rt, keys, tags))
+        if self._missed_keys or self._missed_tags:
+            slots = {key: slot for key, slot in slots.items() if key not in self._missed_keys}
+            generations = {tag: g for tag, g in generations.items() if tag not in self._missed_tags}
+        return slots, generations
 
     async def swap(self, rt: Runtime, swaps: Sequence[Swap]) -> list[Swapped]:
         """`Tier.swap`."""
-        return await self._guard(rt, "swap", lambda: self.tier.swap(rt, swaps))
+        return await self._guard(rt, "swap", [swap.key for swap in swaps], lambda: self.tier.swap(rt, swaps))
 
     async def swap_one(self, rt: Runtime, key: str, expected: Slot | None, new: Slot | None) -> Swapped:
         """One swap."""
@@ -74,7 +82,7 @@ class Level:
     async def drop(self, rt: Runtime, keys: Sequence[str]) -> list[bool]:
         """`Tier.drop`; what does not get through is kept for later, and the error raised all the same."""
         try:
-            return await self._guard(rt, "drop", lambda: self.tier.drop(rt, keys))
+            return await self._guard(rt, "drop", (), lambda: self.tier.drop(rt, keys))
         except TierUnavailable:
             self.missed(keys)
             raise
@@ -82,7 +90,7 @@ class Level:
     async def store(self, rt: Runtime, slots: Mapping[str, Slot]) -> list[bool]:
         """`Tier.store`; where its outcome is unknown the keys are dropped before they are read again."""
         try:
-            return await self._guard(rt, "store", lambda: self.tier.store(rt, slots))
+            return await self._guard(rt, "store", list(slots), lambda: self.tier.store(rt, slots))
         except TierUnavailable:
             self.missed(slots)
             raise
@@ -93,18 +101,18 @@ class Level:
         """`Tier.set_generations`; a change that does not get through is kept for later."""
         try:
             return await self._guard(
-                rt, "tags", lambda: self.tier.set_generations(rt, marks, only_missing=only_missing)
+                rt, "tags", (), lambda: self.tier.set_generations(rt, marks, only_missing=only_missing)
             )
         except TierUnavailable:
             if not only_missing:
                 with self._lock:
-                    self._missed_tags.update(dict.fromkeys(marks))
+                    self._missed_tags.update(zip(marks, self._numbers, strict=False))
             raise
 
     async def clear(self, rt: Runtime) -> None:
         """`Tier.clear`."""
         try:
-            await self._guard(rt, "clear", lambda: self.tier.clear(rt))
+            await self._guard(rt, "clear", (), lambda: self.tier.clear(rt))
         except TierUnavailable:
             with self._lock:
                 self._missed_all = True
@@ -113,16 +121,18 @@ class Level:
     def missed(self, keys: Iterable[str]) -> None:
         """Remembers keys whose old entries may still stand in the tier."""
         with self._lock:
-            self._missed_keys.update(dict.fromkeys(keys))
+            self._missed_keys.update(zip(keys, self._numbers, strict=False))
             if len(self._missed_keys) > MAX_MISSED:
                 self._missed_keys.clear()
                 self._missed_all = True
 
-    async def _guard(self, rt: Runtime, operation: str, act: Callable[[], Awaitable[T]]) -> T:
+    async def _guard(
+        self, rt: Runtime, operation: str, keys: Sequence[str], act: Callable[[], Awaitable[T]]
+    ) -> T:
         if self._open:
             self._probe_or_raise(rt)
-        if self._missed_keys or self._missed_tags or self._missed_all:
-            await self._replay(rt)
+        if self.behind:
+            await self._catch_up(rt, keys)
         try:
             result = await act()
         except TierUnavailable as error:
@@ -132,6 +142,19 @@ class Level:
             self._succeeded()
         return result
 
+    async def _catch_up(self, rt: Runtime, keys: Sequence[str]) -> None:
+        """Replays first. Where that fails, a tier of many nodes still serves what it has not missed."""
+        sharded = self.tier.sharded and not self._missed_all
+        if not sharded or rt.monotonic() >= self._next_replay:
+            self._next_replay = rt.monotonic() + PROBE_SECONDS
+            try:
+                await self._replay(rt)
+            except TierUnavailable:
+                if not sharded:
+                    raise
+        if any(key in self._missed_keys for key in keys):
+            raise TierUnavailable(self.tier.name, "the key's node has yet to hear of an earlier change")
+
     def _probe_or_raise(self, rt: Runtime) -> None:
         with self._lock:
             now = rt.monotonic()
@@ -140,6 +163,9 @@ class Level:
             self._next_probe = now + PROBE_SECONDS
 
     def _failed(self, rt: Runtime, operation: str, error: TierUnavailable) -> None:
+        if self.tier.sharded:  # its nodes fail one by one, and the tier itself keeps away from those that do
+            self._hub.emit(TierFailed(self.tier.name, operation, error))
+            return
         with self._lock:
             self._failures += 1
             opened = self._failures >= THRESHOLD and not self._open
@@ -163,8 +189,8 @@ class Level:
                 raise TierUnavailable(self.tier.name, "it is being brought up to date after an outage")
             self._replaying = True
             everything, self._missed_all = self._missed_all, False
-            keys, self._missed_keys = list(self._missed_keys), {}
-            tags, self._missed_tags = list(self._missed_tags), {}
+            missed_keys, missed_tags = dict(self._missed_keys), dict(self._missed_tags)
+        keys, tags = list(missed_keys), list(missed_tags)
         done = False
         try:
             if everything and not self.tier.scannable:
@@ -182,7 +208,13 @@ class Level:
         finally:
             with self._lock:
                 self._replaying = False
-                if not done:
+                if done:
+                    for missed, replayed in (
+                        (self._missed_keys, missed_keys),
+                        (self._missed_tags, missed_tags),
+                    ):
+                        for name, number in replayed.items():
+                            if missed.get(name) == number:
+                                del missed[name]
+                else:
                     self._missed_all |= everything
-                    self._missed_keys.update(dict.fromkeys(keys))
-                    self._missed_tags.update(dict.fromkeys(tags))

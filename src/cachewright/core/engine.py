@@ -175,6 +175,7 @@ class Engine:
 
     def after_fork(self) -> None:
         """In a forked child: lets go of what belongs to the parent."""
+        self.state.hub.after_fork()
         self.state.after_fork()
         self.state.flights.after_fork()
         for level in self.state.chain.levels:

@@ -222,6 +222,7 @@ class Leading:
     async def _call_loader(self) -> Loaded:
         state, plan = self.state, self.plan
         state.flights.reached(self.flight, Phase.LOADING)
+        state.stats.misses += 1
         context = LoadContext(state, plan.key, plan.options, self.stale, self.flight)
         return await run_loader(state, self.rt, plan.loader, context)
 

@@ -15,6 +15,7 @@ from cachewright.core.breaker import Level
 from cachewright.core.slot import Slot, StoredEntry
 from cachewright.core.state import FOREVER_MS, State, now_ms
 from cachewright.errors import TierError, TierUnavailable
+from cachewright.events import TierFailed
 from cachewright.options import Options
 from cachewright.runtime.base import Job, Runtime
 from cachewright.tiers.base import Swap
@@ -72,9 +73,10 @@ class Held:
         while (new := slots.commit_load(self.slot, self.token, entry, nonce=rt.new_id())) is not None:
             try:
                 swapped = await self.level.swap_one(rt, self.key, self.slot, new)
-            except TierError as error:
-                if self.state.strict and not isinstance(error, TierUnavailable):
-                    raise
+            except TierUnavailable:
+                return False
+            except TierError as error:  # a server that refuses this value, as too large, say
+                self.state.hub.emit(TierFailed(self.level.tier.name, "commit", error))
                 return False
             if swapped.done:
                 return True

@@ -182,15 +182,43 @@ class AioRuntime:
         task.add_done_callback(self._tasks.discard)
         return TaskJob(task, loop)
 
-    def every(self, seconds: float, tick: Callable[[], Awaitable[bool]], name: str) -> TaskJob:
+    def every(self, seconds: float, tick: Callable[[], Awaitable[bool]], name: str) -> BeatJob:
+        return BeatJob(self, seconds, tick, name)
+
+
+class BeatJob:
+    """A heartbeat on the leader's loop: a timer, and a task only when the time has come. Most never get there."""
+
+    __slots__ = ("_handle", "_job", "_loop", "_name", "_over", "_rt", "_seconds", "_tick")
+
+    def __init__(
+        self, rt: AioRuntime, seconds: float, tick: Callable[[], Awaitable[bool]], name: str
+    ) -> None:
         import asyncio
 
-        async def beat() -> None:
-            await asyncio.sleep(seconds)
-            while await tick():
-                await asyncio.sleep(seconds)
+        self._rt, self._seconds, self._tick, self._name = rt, seconds, tick, name
+        self._loop = asyncio.get_running_loop()
+        self._over = False
+        self._job: TaskJob | None = None
+        self._handle = self._loop.call_later(seconds, self._due)
 
-        return self.spawn(beat, name)
+    def _due(self) -> None:
+        if not self._over:
+            self._job = self._rt.spawn(self._beat, self._name)
+
+    async def _beat(self) -> None:
+        self._over = not await self._tick() or self._over
+        if not self._over:
+            self._handle = self._loop.call_later(self._seconds, self._due)
+
+    def cancel(self) -> None:
+        self._over = True
+        self._handle.cancel()
+        if self._job is not None:
+            self._job.cancel()
+
+    def done(self) -> bool:
+        return self._over or self._loop.is_closed()
 
 
 AIO = AioRuntime()

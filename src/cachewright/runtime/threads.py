@@ -129,11 +129,11 @@ class ThreadRuntime:
             except Exception:
                 log.exception("heartbeat %r raised", name)
             if go_on and not job.cancelled.is_set():
-                TIMER.after(seconds, run)
+                TIMER.after(seconds, run, job.cancelled.is_set)
             else:
                 job.finish()
 
-        TIMER.after(seconds, run)
+        TIMER.after(seconds, run, job.cancelled.is_set)
         return job
 
 

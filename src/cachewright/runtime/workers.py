@@ -75,7 +75,11 @@ class Workers:
 
 
 class Timer:
-    """One thread that hands due work to `HEARTBEATS`; it ends when nothing is scheduled."""
+    """One thread that hands due work to `HEARTBEATS`; it ends when nothing is scheduled.
+
+    Most of what is scheduled is called off before it is due (the heartbeat of a quick load), so calling off is a flag
+    that is looked at when the time has come.
+    """
 
     def __init__(self) -> None:
         self._reset()
@@ -83,15 +87,17 @@ class Timer:
 
     def _reset(self) -> None:
         self._condition = threading.Condition()
-        self._heap: list[tuple[float, int, Callable[[], None]]] = []
+        self._heap: list[tuple[float, int, Callable[[], None], Callable[[], bool]]] = []
         self._numbers = itertools.count()
         self._running = False
 
-    def after(self, seconds: float, work: Callable[[], None]) -> None:
-        """Runs ``work`` once, ``seconds`` from now."""
+    def after(self, seconds: float, work: Callable[[], None], called_off: Callable[[], bool]) -> None:
+        """Runs ``work`` once, ``seconds`` from now, unless it is called off by then."""
+        due = time.monotonic() + seconds
         with self._condition:
-            heapq.heappush(self._heap, (time.monotonic() + seconds, next(self._numbers), work))
-            self._condition.notify()
+            heapq.heappush(self._heap, (due, next(self._numbers), work, called_off))
+            if self._heap[0][0] == due:
+                self._condition.notify()
             if self._running:
                 return
             self._running = True
@@ -100,15 +106,19 @@ class Timer:
     def _run(self) -> None:
         while True:
             with self._condition:
+                while self._heap and self._heap[0][3]():
+                    heapq.heappop(self._heap)
                 if not self._heap and not self._condition.wait_for(lambda: bool(self._heap), IDLE_SECONDS):
                     self._running = False
                     return
-                due, _, work = self._heap[0]
+                due, _, work, called_off = self._heap[0]
                 wait = due - time.monotonic()
                 if wait > 0:
                     self._condition.wait(wait)
                     continue
                 heapq.heappop(self._heap)
+            if called_off():
+                continue
             with contextlib.suppress(RuntimeError):  # the interpreter is shutting down: no new threads
                 HEARTBEATS.submit(work)
 

@@ -69,6 +69,11 @@ class Tier(ABC):
         """For stats, events and errors; never holds credentials."""
         self.namespace = namespace
 
+    @property
+    def sharded(self) -> bool:
+        """Its keys live on several nodes that fail one by one; it keeps away from a failing node by itself."""
+        return False
+
     @abstractmethod
     async def read(
         self, rt: Runtime, keys: Sequence[str], tags: Sequence[str] = ()

@@ -206,6 +206,10 @@ class MemcachedTier(Tier):
             "too_large": self._too_large,
         }
 
+    @property
+    def sharded(self) -> bool:
+        return len(self._nodes) > 1
+
     def __repr__(self) -> str:
         servers = ", ".join(self._placement.names)
         return f"<MemcachedTier {self.name!r} of {servers}, namespace {self.namespace!r}>"

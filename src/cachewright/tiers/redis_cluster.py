@@ -83,6 +83,10 @@ class RedisClusterTier(Tier):
         self._slots = physical_key(namespace, "k", "")
         self._tags = physical_key(namespace, "t", "")
 
+    @property
+    def sharded(self) -> bool:
+        return True
+
     def __repr__(self) -> str:
         return f"RedisClusterTier({self._label!r}, namespace={self.namespace!r})"
 
