@@ -135,9 +135,13 @@ class Hub:
     """Hands events to subscribers, in the thread where they happen. A subscriber's error is logged, never raised."""
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()
         self._subscribers: tuple[Subscriber, ...] = ()
         self.counts: dict[str, int] = {}
+        self.after_fork()
+
+    def after_fork(self) -> None:
+        """In a forked child: the thread that held the lock at the fork is not there to let go of it."""
+        self._lock = threading.Lock()
 
     def subscribe(self, subscriber: Subscriber) -> Callable[[], None]:
         """Calls ``subscriber(event)`` for every event from now on; returns a function that ends it."""
