@@ -1,0 +1,154 @@
+"""Every Python block of the README and of ``docs/`` runs, against real servers, and says the truth about its results."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+from cachewright import Cache
+from cachewright.testing.servers import MemcachedServer, RabbitMQServer, RedisCluster, RedisServer
+
+
+def _load(name: str) -> ModuleType:
+    """A module beside this one; tests are no package."""
+    spec = importlib.util.spec_from_file_location(name, Path(__file__).with_name(f"{name}.py"))
+    assert spec is not None
+    assert spec.loader is not None
+    module = sys.modules[name] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+pages = _load("pages")
+MOST_NOT_RUN = 3
+
+
+def _name(page: Path) -> str:
+    return str(page.relative_to(pages.ROOT))
+
+
+@pytest.fixture
+def stack() -> Iterator[ExitStack]:
+    with ExitStack() as stack:
+        yield stack
+
+
+@pytest.fixture
+def urls(
+    request: pytest.FixtureRequest,
+    own_redis: Callable[[], RedisServer],
+    own_memcached: Callable[[], MemcachedServer],
+) -> Callable[[Path], dict[str, str]]:
+    """What stands in a page → the address of a server that runs; servers of the page's own, so it starts empty."""
+
+    def started(page: Path) -> dict[str, str]:
+        found: dict[str, str] = {}
+        for server in pages.servers(page):
+            if server == "redis":
+                url = own_redis().url.rstrip("/")
+                found |= {"redis://localhost:6379/0": url, "redis://localhost": url}
+            elif server == "memcached":
+                found["memcached://localhost:11211"] = own_memcached().url
+            elif server == "cluster":
+                cluster: RedisCluster = request.getfixturevalue("redis_cluster")
+                found["redis+cluster://localhost:7000,localhost:7001"] = cluster.url
+            elif server == "rabbitmq":
+                broker: RabbitMQServer = request.getfixturevalue("rabbitmq_server")
+                found["amqp://localhost"] = broker.url
+            else:
+                raise AssertionError(f"{_name(page)}: there is no server {server!r} here")
+        return found
+
+    return started
+
+
+def _worker(module: str, folder: Path, stack: ExitStack) -> None:
+    log = stack.enter_context((folder / "worker.log").open("wb"))
+    process = subprocess.Popen(
+        [
+            *(sys.executable, "-m", "celery", "-A", module, "worker", "-P", "solo", "-n", f"docs-{os.getpid()}@localhost"),
+            *("--without-gossip", "--without-mingle", "--without-heartbeat"),
+        ],
+        cwd=folder,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(folder), *filter(None, sys.path)])},
+        stdout=log,
+        stderr=subprocess.STDOUT,
+    )
+    stack.callback(process.wait, 30)
+    stack.callback(process.terminate)
+
+
+@pytest.mark.parametrize("page", pages.PAGES, ids=_name)
+def test_the_code_of_a_page_runs(
+    page: Path,
+    urls: Callable[[Path], dict[str, str]],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    stack: ExitStack,
+) -> None:
+    real = urls(page)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+    names: dict[str, Any] = {"__name__": f"docs_{page.stem}".replace("-", "_")}
+    module = sys.modules[names["__name__"]] = ModuleType(names["__name__"])
+    module.__dict__.update(names)
+    names = module.__dict__  # annotations are looked up in the module that a class says it is from
+    stack.callback(sys.modules.pop, module.__name__)
+    stack.callback(_close_all, names)
+    for block in pages.blocks(page):
+        if block.kind == "worker":
+            _worker(block.about, tmp_path, stack)
+            continue
+        source = block.text
+        for shown, address in real.items():
+            source = source.replace(f'"{shown}"', f'"{address}"').replace(f"{shown} ", f"{address} ")
+        if block.kind == "file":
+            (tmp_path / block.about).write_text(source, encoding="utf-8")
+            stack.callback(sys.modules.pop, block.about.removesuffix(".py"), None)
+        elif block.kind == "run":
+            pages.run(block, source, page, names)
+
+
+def _close_all(names: dict[str, Any]) -> None:
+    """Closes what a page leaves open, its modules' caches too."""
+    found = [value for value in names.values() if isinstance(value, Cache)]
+    for module in [value for value in names.values() if isinstance(value, ModuleType)]:
+        found += [value for value in vars(module).values() if isinstance(value, Cache)]
+    for cache in {id(cache): cache for cache in found}.values():
+        cache.close()
+
+
+def test_few_blocks_do_not_run_and_each_says_why() -> None:
+    left_out = [
+        f"{_name(page)}:{block.line}: {block.about}"
+        for page in pages.PAGES
+        for block in pages.blocks(page)
+        if block.kind == "not run"
+    ]
+    assert len(left_out) <= MOST_NOT_RUN, left_out
+    assert all(line.rpartition(": ")[2].strip() for line in left_out)
+
+
+def test_a_wrong_claim_is_found(tmp_path: Path) -> None:
+    page = tmp_path / "page.md"
+    page.write_text("```python\n1 + 1  # → 3\n```\n\n```python\nint('x')  # → raises ValueError\n```\n")
+    wrong, right = pages.blocks(page)
+    with pytest.raises(AssertionError, match="the page says 3, and it is 2"):
+        pages.run(wrong, wrong.text, page, {})
+    pages.run(right, right.text, page, {})
+
+
+def test_every_page_is_linked_from_somewhere() -> None:
+    text = "\n".join(page.read_text(encoding="utf-8") for page in pages.PAGES)
+    lonely = [_name(page) for page in pages.PAGES if page.name != "README.md" and f"{page.name})" not in text.replace("#", ")")]
+    assert not lonely
