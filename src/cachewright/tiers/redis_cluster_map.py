@@ -73,6 +73,9 @@ class ClusterMap:
         self._servers: dict[Place, Server] = {}
         self._owners: list[Place | None] | None = None
         self._hung: dict[Place, float] = {}
+        self._mute: dict[
+            Place, float
+        ] = {}  # asked for the map in vain: others first; it had a part of the time only
         self._stale = False
         self._asked_at = 0.0
         self._turn = 0
@@ -141,8 +144,7 @@ class ClusterMap:
                 await self._ask(rt, place, time.monotonic() + left / 3)
                 return
             except TierError as error:
-                if isinstance(error, TierTimeout):
-                    self._hung[place] = time.monotonic() + HUNG_FOR
+                self._mute[place] = time.monotonic() + HUNG_FOR
                 failure = error
         raise failure or TierUnavailable(self.tier, "no node of the cluster answered in time")
 
@@ -167,9 +169,12 @@ class ClusterMap:
             self._servers.pop(place).close()
 
     def _candidates(self) -> Iterable[Place]:
-        """Nodes to ask, another one first each time; those that hung lately last."""
+        """Nodes to ask, another one first each time; those that failed lately last."""
         self._turn += 1
         known = list(dict.fromkeys([*self.primaries(), *self._servers, *self._seeds]))
         start = self._turn % len(known)
         now = time.monotonic()
-        return sorted(known[start:] + known[:start], key=lambda place: self._hung.get(place, 0.0) > now)
+        return sorted(
+            known[start:] + known[:start],
+            key=lambda place: max(self._hung.get(place, 0.0), self._mute.get(place, 0.0)) > now,
+        )
