@@ -15,7 +15,7 @@ _MODULES = (
     "s04_ttl_expiry",
     "s05_write_through",
     "s06_read_through",
-    # "s07_write_behind",
+    "s07_write_behind",
     # "s08_multi_level",
     # "s09_sharded",
     # "s10_time_based_refresh",
