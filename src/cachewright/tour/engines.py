@@ -23,6 +23,8 @@ from cachewright.tiers.embedded import ValkeyProcess
 from cachewright.tiers.embedded_cluster import ClusterProcesses, EmbeddedCluster
 from cachewright.tiers.redis_process import RedisProcess
 
+from .plain_memcached import PlainMemcached
+
 __all__ = ["Choice", "Engine", "Engines"]
 
 Choice = Literal["local", "embedded"]
@@ -117,7 +119,7 @@ class Engines:
         server = _MAKE[need, embedded]()
         server.start()
         where = "embedded" if embedded else "local"
-        return Engine(f"{_NAMES[need, embedded]}{_version(server)}, {where}", server.url, server)
+        return Engine(f"{_NAMES[need, embedded].format(_version(server))}, {where}", server.url, server)
 
 
 def _place(url: str) -> str:
@@ -126,15 +128,15 @@ def _place(url: str) -> str:
 
 def _version(server: Any) -> str:
     if isinstance(server, ClusterProcesses):
-        return f" {_redis_version(server.nodes[0])}, {len(server.nodes)} nodes"
+        return f"{_redis_version(server.nodes[0])}, {len(server.nodes)} nodes"
     if isinstance(server, RedisProcess):
-        return f" {_redis_version(server)}"
-    if isinstance(server, RabbitMQServer):
-        found = re.search(
-            r"RabbitMQ (\d+(\.\d+)+)", server.log_path.read_text(encoding="utf-8", errors="replace")
-        )
-        return f" {found[1]}" if found else ""
-    return ""
+        return _redis_version(server)
+    if isinstance(server, MemcachedServer):
+        with PlainMemcached(server.url) as client:
+            return client.version()
+    log = server.log_path.read_text(encoding="utf-8", errors="replace")
+    found = re.search(r"RabbitMQ (\d+(\.\d+)+)", log)
+    return found[1] if found else ""
 
 
 def _redis_version(node: RedisProcess) -> str:
@@ -144,14 +146,14 @@ def _redis_version(node: RedisProcess) -> str:
 
 _GIVEN = {"redis": "Redis", "memcached": "Memcached", "cluster": "Redis Cluster", "broker": "the broker"}
 _NAMES = {
-    ("redis", False): "Redis",
-    ("redis", True): "Valkey",
-    ("memcached", False): "Memcached",
-    ("memcached", True): "a second Valkey in Memcached's place:",
-    ("cluster", False): "Redis Cluster",
-    ("cluster", True): "Valkey cluster",
-    ("broker", False): "RabbitMQ",
-    ("broker", True): "Valkey in RabbitMQ's place:",
+    ("redis", False): "Redis {}",
+    ("redis", True): "Valkey {}",
+    ("memcached", False): "Memcached {}",
+    ("memcached", True): "Valkey {} in Memcached's place",
+    ("cluster", False): "Redis Cluster {}",
+    ("cluster", True): "Valkey cluster {}",
+    ("broker", False): "RabbitMQ {}",
+    ("broker", True): "Valkey {} in RabbitMQ's place",
 }
 _MAKE: dict[tuple[str, bool], Callable[[], Any]] = {
     ("redis", False): RedisServer,

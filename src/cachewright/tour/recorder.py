@@ -15,6 +15,7 @@ from cachewright.runtime.process import LOOPBACK
 
 from .model import Side, Span, Step, TierRow
 from .origin import Origin, User, marks
+from .words import duration
 
 __all__ = ["Recorder", "show"]
 
@@ -54,9 +55,9 @@ class Recorder:
             Exception: what it raised, after the step was written.
         """
         outcome = self._timed(partial(function, *args, **options), who)
-        step = self._step(label(function, args, options), function, [outcome], note or show(outcome.value))
-        if not note and outcome.value is None and not _name(function).startswith("get"):
-            step.note = ""
+        shown = "" if outcome.value is None and not _name(function).startswith("get") else show(outcome.value)
+        words = "; ".join(filter(None, [shown, note]))
+        step = self._step(label(function, args, options), [outcome], words)
         step.result = _word(_name(function), outcome)
         if outcome.error is not None:
             step.note = note or f"{type(outcome.error).__name__}: {outcome.error}"
@@ -103,13 +104,34 @@ class Recorder:
             )
         counted = Counter(outcome.result for outcome in done)
         words = ", ".join(f"{number} {_PLURALS.get(word, word)}" for word, number in counted.most_common())
-        step = self._step(call, None, done, f"{words}{'; ' + note if note else ''}")
+        step = self._step(call, done, f"{words}{'; ' + note if note else ''}")
         step.result = "load" if counted["load"] else counted.most_common(1)[0][0]
         failed = next((outcome.error for outcome in done if outcome.error is not None), None)
         if failed is not None:
             step.note += f"; {type(failed).__name__}: {failed}"
         step.who = f"{len(jobs)} threads"
         return [outcome.value if outcome.error is None else outcome.error for outcome in done]
+
+    def repeat(
+        self,
+        until: Callable[[], bool],
+        function: Callable[..., Any],
+        *args: Any,
+        pause: float = 0.03,
+        who: str,
+    ) -> list[Exception | None]:
+        """Calls it again and again until ``until()``; one step. The error of each call, or None."""
+        outcomes: list[_Outcome] = []
+        while not outcomes or not until():
+            outcomes.append(self._timed(partial(function, *args), who))
+            time.sleep(pause)
+        counted = Counter(outcome.result for outcome in outcomes)
+        slowest = max(outcome.seconds for outcome in outcomes)
+        words = ", ".join(f"{number} {_PLURALS.get(word, word)}" for word, number in counted.most_common())
+        call = f"{len(outcomes)} × {label(function, args, {})}"
+        step = self._step(call, outcomes, f"{words}; the slowest took {duration(slowest)}")
+        step.result = "error" if counted["error"] else counted.most_common(1)[0][0]
+        return [outcome.error for outcome in outcomes]
 
     def note(
         self, who: str, call: str, note: str = "", *, at: float | None = None, result: str = "note"
@@ -126,10 +148,7 @@ class Recorder:
     def tiers(self, inspect: Callable[..., Inspection], *args: Any) -> Inspection:
         """Looks at what every tier holds, and writes it down."""
         seen = inspect(*args)
-        rows = [
-            TierRow(view.tier.replace(f"({LOOPBACK}", "").rstrip(")"), view.state, view.fresh_for)
-            for view in seen.tiers
-        ]
+        rows = [TierRow(_short(view.tier), view.state, view.fresh_for) for view in seen.tiers]
         step = Step(self._now(), 0.0, "look", label(inspect, args, {}), "note", "", [], rows)
         self.side.steps.append(step)
         return seen
@@ -162,7 +181,7 @@ class Recorder:
             at < ended and at + took > began for at, took, kind in self._origin.queries if kind == "load"
         )
 
-    def _step(self, call: str, function: Any, outcomes: list[_Outcome], note: str) -> Step:
+    def _step(self, call: str, outcomes: list[_Outcome], note: str) -> Step:
         first = outcomes[0]
         began = min(outcome.at for outcome in outcomes)
         ended = max(outcome.at + outcome.seconds for outcome in outcomes)
@@ -184,6 +203,14 @@ class _Outcome:
             value,
             error,
         )
+
+
+def _short(tier: str) -> str:
+    """``redis:6379`` of ``redis(127.0.0.1:6379)``; of several servers, the kind alone."""
+    kind, _, place = tier.partition("(")
+    if not place or "," in place:
+        return kind
+    return kind + place.rstrip(")").replace(f"{LOOPBACK}:", ":")
 
 
 def _word(name: str, outcome: _Outcome) -> str:
@@ -238,7 +265,8 @@ def _argument(value: Any) -> str:
         return _path(value)
     if isinstance(value, list | tuple | dict | range) and len(value) > 3:
         return f"{len(value)} {'values' if isinstance(value, dict) else 'keys'}"
-    return repr(value)
+    words = repr(value)
+    return words if not words.startswith("<") else f"<{type(value).__name__.lower()}>"
 
 
 def _name(function: Any) -> str:

@@ -11,6 +11,7 @@ import signal
 import sys
 import threading
 import time
+from collections.abc import Callable
 from typing import Any, TextIO
 
 from cachewright import Cache
@@ -46,6 +47,12 @@ def put_textbook(redis: Any, key: str, todo: queue.Queue[tuple[int, User]], user
     """The textbook's put."""
     redis.set(key, json.dumps(vars(user)))
     todo.put((user_id, user))  # a thread of this process saves it, unless it dies first
+
+
+def get_textbook(redis: Any, key: str, database: Origin, user_id: int) -> User:
+    """The textbook's get."""
+    text = redis.get(key)
+    return User(**json.loads(text)) if text else database.load_user(user_id)
 
 
 def save_textbook(todo: queue.Queue[tuple[int, User]], database: Origin, out: TextIO = sys.stdout) -> None:
@@ -105,9 +112,12 @@ def _start_again() -> None:
 
 
 if __name__ == "__main__":
-    {"put": _put_and_die, "put-textbook": _put_and_die_textbook, "start": _start_again}[sys.argv[1]](
-        *map(int, sys.argv[2:])
-    )
+    parts: dict[str, Callable[..., None]] = {
+        "put": _put_and_die,
+        "put-textbook": _put_and_die_textbook,
+        "start": _start_again,
+    }
+    parts[sys.argv[1]](*map(int, sys.argv[2:]))
 elif "TOUR_CELERY_WORKER" in os.environ:
     install(app, queue=os.environ["TOUR_QUEUE"], sweep=5)
     celery_users = make_users(app)  # the worker must know the repository

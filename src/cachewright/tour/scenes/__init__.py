@@ -16,8 +16,8 @@ _MODULES = (
     "s05_write_through",
     "s06_read_through",
     "s07_write_behind",
-    # "s08_multi_level",
-    # "s09_sharded",
+    "s08_multi_level",
+    "s09_sharded",
     # "s10_time_based_refresh",
 )
 

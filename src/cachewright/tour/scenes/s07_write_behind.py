@@ -13,7 +13,7 @@ from cachewright.events import DeadLetter, Event
 from ..origin import User
 from ..processes import TourProcess
 from ..recorder import show
-from ..shop import app, put_textbook, save_textbook, users_saved_behind, users_to_write
+from ..shop import app, get_textbook, put_textbook, save_textbook, users_saved_behind, users_to_write
 from ..stage import Scene, Stage
 from ..words import count
 
@@ -117,11 +117,16 @@ def _evicted(stage: Stage) -> None:
     mine = stage.ours.call(users.get, 720, note="from the buffer")
     row = stage.origin.peek(720)
     stage.ours.call(users.flush, 20)
+    redis, key = stage.redis(), stage.key("user:721")
+    new_too = User(721, "Emmy Noether", "Erlangen", 1)
+    stage.textbook.call(put_textbook, redis, key, Queue(), 721, new_too)
+    stage.textbook.call(redis.delete, key, note="evicted")
+    theirs = stage.textbook.call(get_textbook, redis, key, stage.origin, 721)
     stage.compare(
         "the key is evicted before the save",
-        f"a read loads the old row: {show(row)}",
+        f"a read loads the old row: {show(theirs)}",
         f"a read finds it in the buffer: {show(mine)}",
-        mine == new and row != new and stage.origin.peek(720) == new,
+        mine == new and row != new and stage.origin.peek(720) == new and theirs != new_too,
     )
 
 
