@@ -176,7 +176,12 @@ class _Batch:
         stood = await abandon_all(rt, rest)
         confirmed = stored.keys() | {lease.key for lease, mine in zip(rest, stood, strict=True) if mine}
         held.clear()
+        late = any(key in self.flights and self.flights[key].joined_late for key in confirmed)
+        # As for one key: a tag may have changed before a late joiner came.
+        spoiled = late and bool(marks) and not await state.still_stand(rt, marks)
         for key in keys:
+            if key in self.flights:
+                self.flights[key].spoiled = spoiled
             self._answer(key, found, stored.get(key), key in confirmed)
 
     def _entries(

@@ -241,33 +241,30 @@ class Leading:
         options = plan.options
         store = options.store_if is None or options.store_if(loaded.value)
         late = [tag for tag in loaded.tags if tag not in marks]
+        late_marks: dict[str, bytes] | None = None if late else {}
         if store and late:
             late_marks = await late_tags_hold(state, rt, late, loaded.started)
-            store = late_marks is not None
-            marks = {**marks, **(late_marks or {})}
-        if not store:
-            self.flight.confirmed = await held.abandon(rt)
+        # Tags that nobody could check may have changed before a late joiner came: then it must not take the value.
+        checked = late_marks is not None
+        marks = {**marks, **(late_marks or {})}
+        if not (store and checked):
+            self.flight.confirmed = await held.abandon(rt) and checked
             await commit_down(rt, below, None)
-            return
-        entry = state.make_entry(
-            rt, plan.key, loaded.value, options, marks, ttl=loaded.ttl, cost=loaded.seconds
-        )
-        taken = await held.commit(rt, entry)
-        await commit_down(rt, below, entry if taken else None)
-        self.flight.confirmed = taken
-        state.hub.emit(LoadedEvent(plan.key, loaded.seconds, taken))
-        if not taken:
-            state.stats.lost_leases += 1
-            state.hub.emit(LeaseLost(plan.key))
-            return
-        state.fill(rt, self.ticket, loaded.value, entry, options)
-        if entry.tags and self.flight.joined_late:
+        else:
+            entry = state.make_entry(
+                rt, plan.key, loaded.value, options, marks, ttl=loaded.ttl, cost=loaded.seconds
+            )
+            self.flight.confirmed = taken = await held.commit(rt, entry)
+            await commit_down(rt, below, entry if taken else None)
+            state.hub.emit(LoadedEvent(plan.key, loaded.seconds, taken))
+            if taken:
+                state.fill(rt, self.ticket, loaded.value, entry, options)
+            else:
+                state.stats.lost_leases += 1
+                state.hub.emit(LeaseLost(plan.key))
+        if self.flight.confirmed and marks and self.flight.joined_late:
             # A tag that changed before a late joiner came is seen only by reading it again.
-            try:
-                _, now = await state.chain.authority.read(rt, (), [tag for tag, _ in entry.tags])
-                self.flight.spoiled = not state.born_under(entry, now)
-            except TierUnavailable:
-                self.flight.spoiled = True
+            self.flight.spoiled = not await state.still_stand(rt, marks)
 
     async def _failed(
         self, error: Exception, held: Held, stale: StoredEntry | None, below: Below | None

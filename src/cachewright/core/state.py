@@ -20,7 +20,7 @@ from cachewright.core.breaker import NAMESPACE_TAG, Level
 from cachewright.core.flight import Flights
 from cachewright.core.slot import NEVER, StoredEntry
 from cachewright.core.stats import Stats
-from cachewright.errors import DecodeError
+from cachewright.errors import DecodeError, TierUnavailable
 from cachewright.events import BackgroundFailed, DecodeFailed, Hub
 from cachewright.options import MISSING, Options
 from cachewright.runtime.base import Job, Runtime
@@ -193,6 +193,14 @@ class State:
             if generation is None or generation.mark != mark:
                 return False
         return bool(entry.tags) or not self.chain.stamped
+
+    async def still_stand(self, rt: Runtime, marks: Mapping[str, bytes]) -> bool:
+        """Whether these generations, captured before a load, stand now; False where that cannot be found out."""
+        try:
+            _, now = await self.chain.authority.read(rt, (), list(marks))
+        except TierUnavailable:
+            return False
+        return all(tag in now and now[tag].mark == mark for tag, mark in marks.items())
 
     # ------------------------------------------------------------------------------------- local memory
 

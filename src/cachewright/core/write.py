@@ -85,6 +85,9 @@ async def store(
         state.stats.stores += len(entries)
     except TierUnavailable as error:
         failed = failed or error
+    # Once more: a load whose value the authority took just before may have put its lease below after the first drop,
+    # and would fill the tier with what outlives the entry stored here.
+    failed = await drop_lowers(state, rt, list(values)) or failed
     state.kill_local(list(values))
     if failed is not None and state.strict:
         raise failed
