@@ -38,8 +38,8 @@ class Level:
         # Each with a number of its own: what is missed again while it is being replayed is not forgotten with it.
         self._missed_keys: dict[str, int] = {}
         self._missed_tags: dict[str, int] = {}
-        self._missed_all = False
-        self._numbers = itertools.count()
+        self._missed_all = 0  # such a number too; 0: nothing
+        self._numbers = itertools.count(1)
         self.after_fork()
 
     def after_fork(self) -> None:
@@ -59,7 +59,7 @@ class Level:
     @property
     def behind(self) -> int:
         """How many drops and tag changes the tier has yet to hear of."""
-        return len(self._missed_keys) + len(self._missed_tags) + self._missed_all
+        return len(self._missed_keys) + len(self._missed_tags) + bool(self._missed_all)
 
     async def read(
         self, rt: Runtime, keys: Sequence[str], tags: Sequence[str] = ()
@@ -115,7 +115,7 @@ class Level:
             await self._guard(rt, "clear", (), lambda: self.tier.clear(rt))
         except TierUnavailable:
             with self._lock:
-                self._missed_all = True
+                self._missed_all = next(self._numbers)
             raise
 
     def missed(self, keys: Iterable[str]) -> None:
@@ -124,7 +124,7 @@ class Level:
             self._missed_keys.update(zip(keys, self._numbers, strict=False))
             if len(self._missed_keys) > MAX_MISSED:
                 self._missed_keys.clear()
-                self._missed_all = True
+                self._missed_all = next(self._numbers)
 
     async def _guard(
         self, rt: Runtime, operation: str, keys: Sequence[str], act: Callable[[], Awaitable[T]]
@@ -188,7 +188,7 @@ class Level:
             if self._replaying:
                 raise TierUnavailable(self.tier.name, "it is being brought up to date after an outage")
             self._replaying = True
-            everything, self._missed_all = self._missed_all, False
+            everything = self._missed_all
             missed_keys, missed_tags = dict(self._missed_keys), dict(self._missed_tags)
         keys, tags = list(missed_keys), list(missed_tags)
         done = False
@@ -216,5 +216,5 @@ class Level:
                         for name, number in replayed.items():
                             if missed.get(name) == number:
                                 del missed[name]
-                else:
-                    self._missed_all |= everything
+                    if self._missed_all == everything:
+                        self._missed_all = 0
