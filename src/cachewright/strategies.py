@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
+from datetime import tzinfo
 from types import FunctionType
 from typing import Any, ParamSpec, Protocol, TypeVar, Unpack, overload
 
 from cachewright.codecs.annotations import loader_type
 from cachewright.core.engine import Engine
 from cachewright.decorator import CachedFunction, decorate
-from cachewright.options import Entry, Freshness, Options, merge
+from cachewright.options import Entry, Freshness, Options, Seconds, merge
 from cachewright.repository import Repository, Writes
 from cachewright.runtime.base import Runtime
+from cachewright.schedule import Refresh, Schedules
 from cachewright.write_modes import Origin
 
 __all__ = ["Strategies"]
@@ -44,6 +46,9 @@ class Strategies:
         self._threads, self._aio = threads, aio
         self._parts: set[Closing] = set()
         self._types: weakref.WeakKeyDictionary[Any, Any] = weakref.WeakKeyDictionary()
+        self._schedules = Schedules(engine, threads, aio)
+        self._parts.add(self._schedules)
+        weakref.finalize(self, self._schedules.abandon).atexit = False
 
     @overload
     def cached(self, function: Callable[P, R], /) -> CachedFunction[P, R]: ...
@@ -199,6 +204,77 @@ class Strategies:
         )
         self._parts.add(made)
         return made
+
+    def refresh_every(
+        self,
+        every: Seconds | None,
+        key: str,
+        loader: Callable[[], Any],
+        *,
+        cron: str | None = None,
+        timezone: str | tzinfo = "UTC",
+        now: bool = True,
+        scheduler: Any = None,
+        **options: Unpack[Freshness],
+    ) -> Refresh:
+        """Keeps a key warm: ``loader()`` runs every so often, in one process of all that schedule this key.
+
+        A failed run keeps the last good value. For that a scheduled entry never expires, unless ``ttl`` is given here.
+
+        Args:
+            every: seconds from run to run, at moments that are the same in all processes; None with ``cron``.
+            key: the key.
+            loader: takes nothing; a plain function. For an ``async def`` await `arefresh_every`.
+            cron: a crontab expression of five fields instead of an interval.
+            timezone: what ``cron`` is read in.
+            now: start the run that was due last at once, in the background, unless some process has done it.
+            scheduler: an APScheduler 3 of your own, which you start and stop. Left out: one for the cache.
+            **options: freshness options of the loads.
+
+        Raises:
+            ConfigurationError: times, options or a loader that cannot work.
+            MissingExtraError: APScheduler is not installed.
+        """
+        return self._schedule(
+            self._threads,
+            options,
+            every,
+            key,
+            loader,
+            cron=cron,
+            timezone=timezone,
+            now=now,
+            scheduler=scheduler,
+        )
+
+    async def arefresh_every(
+        self,
+        every: Seconds | None,
+        key: str,
+        loader: Callable[[], Any],
+        *,
+        cron: str | None = None,
+        timezone: str | tzinfo = "UTC",
+        now: bool = True,
+        scheduler: Any = None,
+        **options: Unpack[Freshness],
+    ) -> Refresh:
+        """`refresh_every` on the running event loop: ends with it; a plain loader runs in a worker thread."""
+        return self._schedule(
+            self._aio, options, every, key, loader, cron=cron, timezone=timezone, now=now, scheduler=scheduler
+        )
+
+    def _schedule(
+        self,
+        rt: Runtime,
+        given: Freshness,
+        every: Seconds | None,
+        key: str,
+        loader: Callable[[], Any],
+        **how: Any,
+    ) -> Refresh:
+        merged = self._load_options({"ttl": None, **given}, loader)
+        return self._schedules.add(rt, every, key, loader, merged, lease_given="lease" in given, **how)
 
     def _load_options(self, given: Freshness, loader: Callable[..., Any], *, many: bool = False) -> Options:
         """Merged options; the type is the loader's return annotation unless given."""
