@@ -15,7 +15,7 @@ from cachewright.errors import ConfigurationError, EncodeError
 from cachewright.runtime.base import drive
 from cachewright.runtime.threads import THREADS
 from cachewright.tiers.base import Swap
-from cachewright.tiers.memory import DEAD, TAG_KILLS, MemoryTier
+from cachewright.tiers.memory import DEAD, TAG_KILLS, MemoryTier, Node
 
 
 class Clock:
@@ -349,6 +349,25 @@ def test_an_index_that_keeps_a_dead_node_sees_it_dead_and_keeps_no_value_alive(c
     assert node.value is DEAD
     assert alive() is None
     tier.check()
+
+
+@pytest.mark.parametrize("death", ["kill", "kill_all"])
+def test_the_deadline_goes_before_the_value(tier, clock, death):
+    # CPython 3.11 never switches threads between two plain stores, so the race below cannot show the wrong order.
+    order = []
+
+    class Watched(Node):
+        def __setattr__(self, name, value):
+            order.append(name)
+            super().__setattr__(name, value)
+
+    kept = entry(clock, 1)
+    tier._content.insert(
+        Watched("k", 1, float("inf"), float("inf"), (), kept, Slot(nonce(), entry=kept)), 0.0
+    )
+    order.clear()
+    tier.kill(["k"]) if death == "kill" else tier.kill_all()
+    assert order.index("deadline") < order.index("value")
 
 
 def test_a_reader_is_never_handed_a_dead_value():
