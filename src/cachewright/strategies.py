@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import threading
 import weakref
 from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from datetime import tzinfo
 from types import FunctionType
-from typing import Any, ParamSpec, Protocol, TypeVar, Unpack, overload
+from typing import TYPE_CHECKING, Any, ParamSpec, Protocol, TypeVar, Unpack, overload
 
 from cachewright.codecs.annotations import loader_type
 from cachewright.core.engine import Engine
@@ -14,8 +15,10 @@ from cachewright.decorator import CachedFunction, decorate
 from cachewright.options import Entry, Freshness, Options, Seconds, merge
 from cachewright.repository import Repository, Writes
 from cachewright.runtime.base import Runtime
-from cachewright.schedule import Refresh, Schedules
 from cachewright.write_modes import Origin
+
+if TYPE_CHECKING:
+    from cachewright.schedule import Refresh, Schedules
 
 __all__ = ["Strategies"]
 
@@ -23,6 +26,7 @@ P = ParamSpec("P")
 R = TypeVar("R")
 Id = TypeVar("Id")
 V = TypeVar("V")
+_FIRST = threading.Lock()  # two threads that schedule first at once
 
 
 class Closing(Protocol):
@@ -46,9 +50,7 @@ class Strategies:
         self._threads, self._aio = threads, aio
         self._parts: set[Closing] = set()
         self._types: weakref.WeakKeyDictionary[Any, Any] = weakref.WeakKeyDictionary()
-        self._schedules = Schedules(engine, threads, aio)
-        self._parts.add(self._schedules)
-        weakref.finalize(self, self._schedules.abandon).atexit = False
+        self._schedules: Schedules | None = None
 
     @overload
     def cached(self, function: Callable[P, R], /) -> CachedFunction[P, R]: ...
@@ -273,8 +275,16 @@ class Strategies:
         loader: Callable[[], Any],
         **how: Any,
     ) -> Refresh:
+        from cachewright.schedule import Schedules  # here: not everybody schedules, and imports cost
+
         merged = self._load_options({"ttl": None, **given}, loader)
-        return self._schedules.add(rt, every, key, loader, merged, lease_given="lease" in given, **how)
+        with _FIRST:
+            schedules = self._schedules
+            if schedules is None:
+                schedules = self._schedules = Schedules(self.engine, self._threads, self._aio)
+                self._parts.add(schedules)
+                weakref.finalize(self, schedules.abandon).atexit = False
+        return schedules.add(rt, every, key, loader, merged, lease_given="lease" in given, **how)
 
     def _load_options(self, given: Freshness, loader: Callable[..., Any], *, many: bool = False) -> Options:
         """Merged options; the type is the loader's return annotation unless given."""
