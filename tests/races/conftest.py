@@ -209,6 +209,11 @@ class Yard:
                 found[level.tier.name] = state.value_of(key, entry, None, level.tier.name)
         return found
 
+    def authority(self, key: str) -> Any:
+        """What the authority holds for a key."""
+        name = self.cache.engine.state.chain.authority.tier.name
+        return next(view for view in self.do("inspect", key).tiers if view.tier == name)
+
     def waiting(self, key: str, cache: Cache | None = None) -> int:
         """How many callers wait for the key's flight in this process."""
         flight = (cache or self.cache).engine.state.flights._open.get((key, False))
