@@ -90,6 +90,7 @@ class SceneResult:
     textbook: Side = field(default_factory=Side)
     ours: Side = field(default_factory=Side)
     comparisons: list[Comparison] = field(default_factory=list)
+    queries: list[Span] = field(default_factory=list)
     error: str = ""
     seconds: float = 0.0
 
@@ -109,6 +110,7 @@ class SceneResult:
             "steps": [asdict(step) for step in self.ours.steps],
             "textbook": asdict(self.textbook),
             "ours": {"code": self.ours.code, "outcomes": self.ours.outcomes},
+            "queries": [asdict(one) for one in self.queries],
             "comparisons": [asdict(one) for one in self.comparisons],
             "ok": self.ok,
             "error": self.error,

@@ -81,8 +81,10 @@ class RichListener:
         out.print(Text.assemble(("engine: ", "bold"), scene.engine))
         for title, side in (("what happened", scene.ours), ("the textbook's version", scene.textbook)):
             if side.steps:
+                out.print()
                 out.print(_steps(title, side))
         if scene.comparisons:
+            out.print()
             out.print(_comparisons(scene))
         if scene.error:
             out.print(Text(f"failed: {scene.error}", "bold red"))

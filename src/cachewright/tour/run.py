@@ -14,7 +14,7 @@ from cachewright import __version__
 from cachewright.errors import ConfigurationError
 
 from .engines import Choice, Engines
-from .model import SceneResult, TourResult
+from .model import SceneResult, Span, TourResult
 from .origin import Origin
 from .scenes import all_scenes
 from .stage import Scene, Stage
@@ -101,6 +101,10 @@ def _play(scene: Scene, engines: Engines, origin: Origin, folder: Path, listener
             scene.run(stage)
         finally:
             result.seconds = stage.now()
+            result.queries = [
+                Span("database", at, took, "error" if kind == "error" else "query")
+                for at, took, kind in origin.queries
+            ]
             stage.stack.close()
     except Exception as error:
         result.error = f"{type(error).__name__}: {error}"

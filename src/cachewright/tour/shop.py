@@ -32,15 +32,16 @@ app.conf.broker_connection_retry_on_startup = True
 app.conf.worker_hijack_root_logger = False
 
 
-def users_saved_behind(cache: Cache, database: Origin, buffer: str, flusher: Any) -> Any:
+def ours(cache: Cache, database: Origin, buffer: str, flusher: Any) -> Any:
     """What a user writes."""
-    return cache.repository(
+    users = cache.repository(
         "user",
         load=database.load_user,
         save=database.save_user,
         writes=WriteBehind(buffer=buffer, flusher=flusher, max_attempts=3),
         ordered_saver=True,  # save_user refuses an older sequence than the row has
     )
+    return users  # noqa: RET504  # shown without its last line
 
 
 def put_textbook(redis: Any, key: str, todo: queue.Queue[tuple[int, User]], user_id: int, user: User) -> None:
@@ -68,7 +69,7 @@ def save_textbook(todo: queue.Queue[tuple[int, User]], database: Origin, out: Te
 def make_users(flusher: Any) -> Any:
     """The repository of this process."""
     cache = Cache(os.environ["TOUR_REDIS"], namespace=os.environ["TOUR_NAMESPACE"])
-    return users_saved_behind(cache, database, os.environ["TOUR_BUFFER"], flusher)
+    return ours(cache, database, os.environ["TOUR_BUFFER"], flusher)
 
 
 def users_to_write(first: int, number: int) -> list[User]:

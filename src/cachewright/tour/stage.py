@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import inspect
 import secrets
 import textwrap
@@ -146,16 +147,26 @@ def _mark(event: Event) -> None:
 
 
 def source(function: Callable[..., Any]) -> str:
-    """The function's own source, so that what is shown is what runs; without its docstring."""
-    lines = textwrap.dedent(inspect.getsource(inspect.unwrap(function))).splitlines()
-    kept, in_docstring = [], False
-    for line in lines:
-        bare = line.strip()
-        if bare.startswith('"""') and not in_docstring:
-            in_docstring = not (bare.endswith('"""') and len(bare) > 3)
-            continue
-        if in_docstring:
-            in_docstring = not bare.endswith('"""')
-            continue
-        kept.append(line)
-    return "\n".join(kept)
+    """The function's own source, so that what is shown is what runs; without its docstring.
+
+    Of one called ``ours`` or ``textbook``, whose arguments are the scene's, what stands in it.
+    """
+    text = textwrap.dedent(inspect.getsource(function))
+    definition = ast.parse(text).body[0]
+    assert isinstance(definition, ast.FunctionDef)
+    lines = text.splitlines()
+    first, last = definition.body[0], definition.body[-1]
+    documented = isinstance(first, ast.Expr) and isinstance(first.value, ast.Constant)
+    if function.__name__ in ("ours", "textbook"):
+        end = last.lineno - 1 if isinstance(last, ast.Return) else len(lines)
+        start = definition.body[1 if documented else 0]
+        kept = lines[_first_line(start) - 1 : end]
+    else:
+        hidden = range(first.lineno, (first.end_lineno or first.lineno) + 1) if documented else range(0)
+        kept = [line for number, line in enumerate(lines, 1) if number not in hidden]
+    return textwrap.dedent("\n".join(kept)).strip("\n")
+
+
+def _first_line(statement: ast.stmt) -> int:
+    decorators: list[ast.expr] = getattr(statement, "decorator_list", [])
+    return min([statement.lineno, *(one.lineno for one in decorators)])

@@ -18,7 +18,7 @@ _MODULES = (
     "s07_write_behind",
     "s08_multi_level",
     "s09_sharded",
-    # "s10_time_based_refresh",
+    "s10_time_based_refresh",
 )
 
 

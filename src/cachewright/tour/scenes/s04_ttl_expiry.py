@@ -16,12 +16,12 @@ JITTER = 0.4
 BUCKET = 0.1
 
 
-def ours(cache: Cache, values: dict[str, int]) -> None:
+def fill(cache: Cache, values: dict[str, int]) -> None:
     """What a user writes."""
     cache.set_many(values, ttl=TTL, jitter=JITTER)  # up to 40 % sooner, at random; never later
 
 
-def textbook(redis: Any, values: dict[str, int]) -> None:
+def fill_textbook(redis: Any, values: dict[str, int]) -> None:
     """The textbook's."""
     pipeline = redis.pipeline()
     for key, value in values.items():
@@ -41,8 +41,8 @@ def _spread(stage: Stage) -> None:
     names = {stage.key(name): n for name, n in values.items()}
     stage.say(f"{KEYS} keys with a life of {TTL:g} s expire")
     began = time.monotonic()
-    stage.ours.call(ours, cache, values, note=f"{KEYS} keys, ttl={TTL:g}, jitter={JITTER:g}")
-    stage.textbook.call(textbook, redis, names, note=f"{KEYS} keys, ttl={TTL:g}")
+    stage.ours.call(fill, cache, values, note=f"{KEYS} keys, ttl={TTL:g}, jitter={JITTER:g}")
+    stage.textbook.call(fill_textbook, redis, names, note=f"{KEYS} keys, ttl={TTL:g}")
     stage.ours.tiers(cache.inspect, "item:0")
     stage.ours.tiers(cache.inspect, "item:1")
     mine, theirs = _watch(
@@ -128,7 +128,7 @@ SCENE = Scene(
     ),
     bug="Every key that was filled together expires together, and the database gets all their loads at once.",
     needs=("redis",),
-    ours=(ours,),
-    textbook=(textbook,),
+    ours=(fill,),
+    textbook=(fill_textbook,),
     run=run,
 )

@@ -13,7 +13,8 @@ from cachewright.events import DeadLetter, Event
 from ..origin import User
 from ..processes import TourProcess
 from ..recorder import show
-from ..shop import app, get_textbook, put_textbook, save_textbook, users_saved_behind, users_to_write
+from ..shop import app, get_textbook, put_textbook, save_textbook, users_to_write
+from ..shop import ours as users_saved_behind
 from ..stage import Scene, Stage
 from ..words import count
 
