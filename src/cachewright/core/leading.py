@@ -144,7 +144,7 @@ class Leading:
         return slots.begin_load(
             slot,
             now=now_ms(rt),
-            lease_life=lease_life(state, self.plan.options),
+            lease_life=lease_life(state, rt, self.plan.options),
             nonce=rt.new_id(),
             token=rt.new_id(),
             valid=valid and (slot is None or slot.nonce != self.unreadable),

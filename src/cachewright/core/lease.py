@@ -26,9 +26,13 @@ POLL_FIRST, POLL_LONGEST = 0.005, 0.05
 TAKEOVER_MARGIN_MS = 500  # hosts' clocks may differ by so much before a living lease is taken for dead
 
 
-def lease_life(state: State, options: Options) -> int:
-    """A lease's life in ms. In process memory it needs no end: its holder cannot die without it."""
-    return FOREVER_MS if state.chain.in_memory else int(options.lease * 1000)
+def lease_life(state: State, rt: Runtime, options: Options) -> int:
+    """A lease's life in ms. In process memory a thread's needs no end: its holder cannot die without it.
+
+    An event loop can: stopped with its tasks unfinished, it would keep all others waiting for ever.
+    """
+    forever = state.chain.in_memory and rt.name != "asyncio"
+    return FOREVER_MS if forever else int(options.lease * 1000)
 
 
 class Held:

@@ -49,7 +49,7 @@ async def place_leases(
         verdict = slots.begin_load(
             slot,
             now=now_ms(rt),
-            lease_life=lease_life(state, options),
+            lease_life=lease_life(state, rt, options),
             nonce=rt.new_id(),
             token=token,
             valid=level is state.chain.authority,  # below, what stands is about to be replaced
