@@ -24,7 +24,9 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
-_PART = re.compile(r"^<!-- (?P<word>file|worker|not run): (?P<text>.*?) -->$|^```python\n(?P<code>.*?)^```$", re.M | re.S)
+_PART = re.compile(
+    r"^<!-- (?P<word>file|worker|not run): (?P<text>.*?) -->$|^```python\n(?P<code>.*?)^```$", re.M | re.S
+)
 _SERVERS = re.compile(r"^<!-- servers: (.*?) -->$", re.M)
 _CLAIM = re.compile(r"#\s*→\s*(.*?)\s*$")
 

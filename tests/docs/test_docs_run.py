@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -75,7 +76,18 @@ def _worker(module: str, folder: Path, stack: ExitStack) -> None:
     log = stack.enter_context((folder / "worker.log").open("wb"))
     process = subprocess.Popen(
         [
-            *(sys.executable, "-m", "celery", "-A", module, "worker", "-P", "solo", "-n", f"docs-{os.getpid()}@localhost"),
+            *(
+                sys.executable,
+                "-m",
+                "celery",
+                "-A",
+                module,
+                "worker",
+                "-P",
+                "solo",
+                "-n",
+                f"docs-{os.getpid()}@localhost",
+            ),
             *("--without-gossip", "--without-mingle", "--without-heartbeat"),
         ],
         cwd=folder,
@@ -150,5 +162,21 @@ def test_a_wrong_claim_is_found(tmp_path: Path) -> None:
 
 def test_every_page_is_linked_from_somewhere() -> None:
     text = "\n".join(page.read_text(encoding="utf-8") for page in pages.PAGES)
-    lonely = [_name(page) for page in pages.PAGES if page.name != "README.md" and f"{page.name})" not in text.replace("#", ")")]
+    lonely = [
+        _name(page)
+        for page in pages.PAGES
+        if page.name != "README.md" and f"{page.name})" not in text.replace("#", ")")
+    ]
     assert not lonely
+
+
+def test_the_tests_that_the_guarantees_name_are_there() -> None:
+    page = pages.ROOT / "docs/explanation/guarantees.md"
+    named = set(re.findall(r"`(test_\w+)`", page.read_text(encoding="utf-8")))
+    there = {
+        name
+        for file in (pages.ROOT / "tests").rglob("test_*.py")
+        for name in re.findall(r"^(?:async )?def (test_\w+)", file.read_text(encoding="utf-8"), re.MULTILINE)
+    }
+    assert len(named) > 20
+    assert named <= there, f"no such test: {sorted(named - there)}"
