@@ -6,7 +6,6 @@ import json
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -77,19 +76,6 @@ class TourProcess(ServerProcess):
         if len(found) < number:
             raise TimeoutError(f"{self.name} did not report {what!r} {number} times:\n{self.log_tail()}")
         return found
-
-    def wait_end(self, timeout: float = 20.0) -> None:
-        """Returns when it has ended.
-
-        Raises:
-            TimeoutError: it runs on.
-        """
-        if not wait_until(partial(_not, self), timeout):
-            raise TimeoutError(f"{self.name} did not end:\n{self.log_tail()}")
-
-
-def _not(process: ServerProcess) -> bool:
-    return not process.running
 
 
 def report(what: str, **facts: Any) -> None:

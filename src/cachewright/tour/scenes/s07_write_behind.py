@@ -66,16 +66,14 @@ def _killed(stage: Stage, env: dict[str, str]) -> None:
         stage.stack.callback(writer.close)
         began = stage.now()
         writer.start()
-        writer.wait_end()
-        puts = writer.reports("put")
+        puts = writer.wait_for("put", WRITES)
+        writer.kill()
         slowest = max(put["seconds"] for put in puts)
         note = f"the slowest returned after {slowest * 1000:.1f} ms"
         side.add(
             "process 1", f"{len(puts)} × put(user)", "store", note, at=began, seconds=stage.now() - began
         )
-        side.note(
-            "process 1", "SIGKILL", "killed by itself right after the last put returned", result="error"
-        )
+        side.note("process 1", "SIGKILL", "right after the last put returned", result="error")
         saved[name] = _saved(stage, first)
         side.note("database", f"{saved[name]} of {WRITES} are saved")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from ..fleet import EVERY, ours, textbook
@@ -28,18 +29,22 @@ def run(stage: Stage) -> None:
         "TOUR_DOWN": str(down),
     }
     fleets: dict[str, list[TourProcess]] = {}
+    stage.say(f"two fleets of {PROCESSES} processes start")
     for which in ("ours", "textbook"):
         fleets[which] = [
             TourProcess(f"process {n + 1}", MODULE, [which], env=env, is_ready=lambda text: "started" in text)
             for n in range(PROCESSES)
         ]
-        for process in fleets[which]:
-            stage.stack.callback(process.close)
-            process.start()
+    everyone = [process for fleet in fleets.values() for process in fleet]
+    for process in everyone:
+        stage.stack.callback(process.close)
+    with ThreadPoolExecutor(len(everyone)) as pool:
+        list(pool.map(TourProcess.start, everyone))
     _refreshes(stage, fleets)
     _failing(stage, fleets, down)
-    for process in [*fleets["ours"], *fleets["textbook"]]:
-        process.stop()
+    _killed(stage, fleets["ours"])
+    with ThreadPoolExecutor(len(everyone)) as pool:
+        list(pool.map(TourProcess.stop, everyone))
 
 
 def _loads(fleet: list[TourProcess]) -> list[int]:
@@ -100,6 +105,20 @@ def _failing(stage: Stage, fleets: dict[str, list[TourProcess]], down: Path) -> 
         "nothing is left" if theirs is None else "the last value stays",
         "nothing is left" if mine is None else "the last good value stays",
         mine is not None and theirs is None,
+    )
+
+
+def _killed(stage: Stage, fleet: list[TourProcess]) -> None:
+    stage.say("one of the processes is killed")
+    fleet[0].kill()
+    stage.ours.note(fleet[0].name, "SIGKILL", result="error")
+    before, seen = sum(_loads(fleet)), _loads(fleet)
+    began = stage.now()
+    stage.wait(lambda: sum(_loads(fleet)) > before, "a refresh by the others")
+    took = stage.now() - began
+    _watch(stage, fleet, stage.ours, seen)
+    stage.compare(
+        "one of the processes is killed", "the others go on", f"the others go on, {took:.1f} s later", True
     )
 
 
