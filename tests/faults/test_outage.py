@@ -18,8 +18,8 @@ from cachewright.events import BreakerChanged, Event, TierFailed
 from cachewright.runtime.process import wait_until
 
 DEADLINE = 0.5
-# A call may meet the outage in a read and again in what it does then; a third deadline on top would be wrong, and a
-# busy machine is given room.
+# A change may meet the outage twice (a `set` that cannot read a generation drops instead); a third deadline on top would
+# be wrong, and a busy machine is given room.
 LATEST = 2 * DEADLINE + 0.9
 KEYS = [f"k{n}" for n in range(8)]
 FACES = ["threads", "asyncio"]
@@ -227,6 +227,27 @@ def test_every_operation_ends_in_time_on_a_hung_server(
             # What changed the key meanwhile holds as soon as the server answers again.
             if name in ("set", "delete", "invalidate_tags", "clear"):
                 assert cache.get("k") != "old"
+
+
+@pytest.mark.parametrize("face", FACES)
+@pytest.mark.parametrize("lower", ["redis", "memcached"])
+def test_a_read_meets_a_hung_tier_only_once(
+    lower: str, face: str, server_of: Callable[[str], Any], namespace: str
+) -> None:
+    """What stands below may carry tags that only the hung tier could vouch for; asking it again is a second deadline."""
+    server, below = server_of("redis"), server_of(lower)
+    for name, args in [("get", ("k",)), ("get_or_set", ("k", lambda: "loaded"))]:
+        with opened(server.url, below.url, namespace=namespace) as cache:
+            assert cache.get_or_set("k", lambda: "old", tags=["t"]) == "old"
+            failures: list[Event] = []
+            cache.events.subscribe(failures.append)
+            server.pause()
+            try:
+                assert run(face, cache, name, *args) in (None, "loaded")
+            finally:
+                server.resume()
+            assert len([event for event in failures if isinstance(event, TierFailed)]) == 1
+            cache.delete("k")
 
 
 @pytest.mark.parametrize("face", FACES)

@@ -304,10 +304,7 @@ class Leading:
         if plan.behind:
             return Outcome.FOUND, MISSING
         if state.chain.lowers and not plan.forced:
-            try:
-                below = (await look_below(state, rt, [plan.key], plan.options, {}, lease=False))[plan.key]
-            except TierUnavailable:  # a tag's generation was asked for
-                below = Below()
+            below = (await look_below(state, rt, [plan.key], plan.options, None, lease=False))[plan.key]
             if below.entry is not None:
                 return Outcome.FOUND, below.value
         outcome, value = await self._load_without_storing()

@@ -73,7 +73,7 @@ async def look_below(
     rt: Runtime,
     keys: list[str],
     options: Options,
-    generations: Mapping[str, Generation],
+    generations: Mapping[str, Generation] | None,
     *,
     lease: bool,
     take: bool = True,
@@ -81,6 +81,8 @@ async def look_below(
     """Looks for fresh entries in the lower tiers, nearest first. A tier that is down is passed over.
 
     Args:
+        generations: those that were read with the keys; None: the authority cannot be asked for any, so only entries
+            without tags are taken (to ask it all the same would cost a second deadline).
         lease: leave a lease in every lower tier that lacked a key, placed before the next tier is read.
         take: False places leases only (a refresh: what stands below does not end it).
     """
@@ -112,10 +114,16 @@ async def _take(
     below: Below,
     key: str,
     options: Options,
-    generations: Mapping[str, Generation],
+    generations: Mapping[str, Generation] | None,
 ) -> bool:
     verdict = slots.begin_load(slot, now=now_ms(rt), lease_life=1, nonce=b"", token=b"")
-    if not isinstance(verdict, Hit) or not await state.is_valid(rt, verdict.entry, generations):
+    if not isinstance(verdict, Hit):
+        return False
+    if generations is None:
+        valid = state.born_under(verdict.entry, {})
+    else:
+        valid = await state.is_valid(rt, verdict.entry, generations)
+    if not valid:
         return False
     value = state.value_of(key, verdict.entry, options.type, level.tier.name)
     if value is MISSING:

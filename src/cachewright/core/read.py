@@ -105,8 +105,5 @@ async def _lease_missing(
 
 async def _below_alone(state: State, rt: Runtime, keys: Sequence[str], options: Options) -> dict[str, Any]:
     """Without the authority's generations only entries without tags can be trusted."""
-    try:
-        found = await look_below(state, rt, list(keys), options, {}, lease=False)
-    except TierUnavailable:
-        return {}
+    found = await look_below(state, rt, list(keys), options, None, lease=False)
     return {key: below.value for key, below in found.items() if below.entry is not None}
