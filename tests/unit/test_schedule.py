@@ -158,7 +158,8 @@ def test_pause_and_resume(cache: Cache):
     refresh = cache.refresh_every(0.1, "rates", numbers)
     until(lambda: numbers.loads >= 2)
     refresh.pause()
-    assert refresh.next_run is None
+    paused = refresh.next_run
+    assert paused is None
     until(lambda: not refresh.running)
     refresh.resume()
     assert refresh.next_run is not None
@@ -396,7 +397,8 @@ def test_a_background_scheduler_of_ones_own(cache: Cache, tmp_path: Path):
         cache.refresh_every(60, "more", Numbers(), scheduler=own)
         assert len(own.get_jobs()) == 2
         cache.close()
-        assert own.running and not own.get_jobs(), "ours are gone; the scheduler is its owner's"
+        assert own.running, "the scheduler is its owner's"
+        assert not own.get_jobs(), "ours are gone"
     finally:
         own.shutdown()
 
