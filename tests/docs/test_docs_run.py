@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import importlib.util
+import inspect
 import os
 import re
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
 from types import ModuleType
@@ -15,7 +16,11 @@ from typing import Any
 
 import pytest
 
-from cachewright import Cache
+import cachewright
+from cachewright import Cache, TierView, WriteBehind, environment, events
+from cachewright import urls as tier_urls
+from cachewright.core.stats import Stats
+from cachewright.schedule import Refresh
 from cachewright.testing.servers import MemcachedServer, RabbitMQServer, RedisCluster, RedisServer
 
 
@@ -180,3 +185,45 @@ def test_the_tests_that_the_guarantees_name_are_there() -> None:
     }
     assert len(named) > 20
     assert named <= there, f"no such test: {sorted(named - there)}"
+
+
+def _missing(names: Iterable[str], page: str) -> list[str]:
+    text = (pages.ROOT / "docs/reference" / page).read_text(encoding="utf-8")
+    return sorted(name for name in set(names) if not re.search(rf"\b{re.escape(name)}\b", text))
+
+
+def test_the_reference_leaves_nothing_out() -> None:
+    options = [*cachewright.Freshness.__annotations__, *WriteBehind.__dataclass_fields__]
+    for function in (Cache.__init__, Cache.cached, Cache.repository):
+        options += [
+            name
+            for name in inspect.signature(function).parameters
+            if name not in ("self", "function", "options")
+        ]
+    assert not _missing(options, "options.md")
+    methods = [
+        name for cls in (Cache, cachewright.Repository, Refresh) for name in dir(cls) if name[0] != "_"
+    ]
+    ours = {
+        "engine",
+        "fire",
+        "after_fork",
+        "end",
+        "close_part",
+        "name",
+        "options",
+    }  # for the library's own parts
+    assert not _missing(set(methods) - ours, "api.md")
+    public = [name for name in cachewright.__all__ if name[0] != "_"]
+    wrong = [name for name in public if isinstance(getattr(cachewright, name), type)]
+    errors = [name for name in wrong if issubclass(getattr(cachewright, name), cachewright.CacheError)]
+    assert not _missing(errors, "errors.md")
+    assert not _missing(set(public) - set(errors), "api.md")
+    assert not _missing([cls.__name__ for cls in events.Event.__subclasses__()], "events.md")
+    assert not _missing(Stats.__dataclass_fields__, "events.md")
+    assert not _missing(TierView.__dataclass_fields__, "api.md")
+    assert not _missing(
+        [f"CACHEWRIGHT_{name}" for name in (*environment._READERS, *environment._OTHERS)], "environment.md"
+    )
+    assert not _missing(tier_urls._SCHEMES, "urls.md")
+    assert not _missing([name for _, known in tier_urls._SCHEMES.values() for name in known], "urls.md")
