@@ -6,6 +6,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any, TypeVar
 
@@ -59,6 +60,7 @@ class Recorder:
         words = "; ".join(filter(None, [shown, note]))
         step = self._step(label(function, args, options), [outcome], words)
         step.result = _word(_name(function), outcome)
+        step.spans = [replace(span, kind=step.result) for span in step.spans]
         if outcome.error is not None:
             step.note = note or f"{type(outcome.error).__name__}: {outcome.error}"
             raise outcome.error

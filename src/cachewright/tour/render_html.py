@@ -18,10 +18,10 @@ __all__ = ["page", "write_page"]
 _STYLE = """
 :root { color-scheme: light dark; --page: #fff; --ink: #1c1e21; --soft: #5b626b; --line: #d9dde2; --card: #f6f7f9;
   --good: #1a7f37; --bad: #c42b1c; --hit: #2da44e; --load: #d4a106; --wait: #54aeff; --stale: #a475f9; --save: #3866c9;
-  --store: #6f8fd8; --drop: #5c7a89; --error: #d1242f; --query: #8c959f; --word: #8250df; --text: #0a7a5c; }
+  --store: #6f8fd8; --drop: #5c7a89; --error: #d1242f; --query: #8c959f; --miss: #d4a106; --word: #8250df; --text: #0a7a5c; }
 @media (prefers-color-scheme: dark) { :root { --page: #14161a; --ink: #e4e7eb; --soft: #9aa3ad; --line: #333940;
   --card: #1c1f24; --good: #57c97a; --bad: #ff7b72; --hit: #3fb950; --load: #e3b341; --wait: #388bfd; --stale: #bc8cff;
-  --save: #6f9bff; --store: #7f9fe0; --drop: #8fb0c0; --error: #ff6b62; --query: #6e7781; --word: #c9a5ff;
+  --save: #6f9bff; --store: #7f9fe0; --drop: #8fb0c0; --error: #ff6b62; --query: #6e7781; --miss: #e3b341; --word: #c9a5ff;
   --text: #7ee0b8; } }
 * { box-sizing: border-box; }
 body { margin: 0 auto; max-width: 1080px; padding: 24px 20px 60px; background: var(--page); color: var(--ink);
@@ -36,7 +36,7 @@ th { font-weight: 600; color: var(--soft); } td.number { text-align: right; whit
 @media (max-width: 460px) { .code { grid-template-columns: 1fr; } }
 figure { margin: 0; background: var(--card); border: 1px solid var(--line); border-radius: 6px; min-width: 0; }
 figcaption { padding: 6px 12px 0; font-weight: 600; font-size: 14px; }
-pre { margin: 0; padding: 8px 12px 12px; overflow-x: auto; font: 13px/1.45 ui-monospace, monospace; }
+pre { margin: 0; padding: 8px 12px 12px; white-space: pre-wrap; overflow-wrap: anywhere; font: 13px/1.45 ui-monospace, monospace; }
 pre .k, pre .d { color: var(--word); } pre .s { color: var(--text); } pre .n { color: var(--bad); }
 pre .c { color: var(--soft); font-style: italic; }
 svg { width: 100%; min-width: 640px; height: auto; display: block; font: 12px system-ui, sans-serif; margin: 8px 0; }
@@ -106,7 +106,9 @@ def _scene(scene: SceneResult) -> str:
 
 
 def _mark(ok: bool) -> str:
-    return '<span class="good">✓ as promised</span>' if ok else '<span class="bad">✗ not as promised</span>'
+    if ok:
+        return '<span class="good" title="as promised">✓</span>'
+    return '<span class="bad">✗ not as promised</span>'
 
 
 def _code(title: str, side: Side) -> str:

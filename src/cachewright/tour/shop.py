@@ -17,7 +17,7 @@ from typing import Any, TextIO
 from cachewright import Cache
 from cachewright.behind.celery import install
 from cachewright.errors import MissingExtraError
-from cachewright.tour.origin import Origin, User
+from cachewright.tour.origin import Database, Origin, User
 from cachewright.tour.processes import report
 from cachewright.write_modes import WriteBehind
 
@@ -56,7 +56,7 @@ def get_textbook(redis: Any, key: str, database: Origin, user_id: int) -> User:
     return User(**json.loads(text)) if text else database.load_user(user_id)
 
 
-def save_textbook(todo: queue.Queue[tuple[int, User]], database: Origin, out: TextIO = sys.stdout) -> None:
+def save_textbook(todo: queue.Queue[tuple[int, User]], database: Database, out: TextIO = sys.stdout) -> None:
     """The textbook's thread."""
     while True:
         user_id, user = todo.get()

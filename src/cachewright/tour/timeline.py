@@ -13,6 +13,7 @@ __all__ = ["KINDS", "time_line"]
 
 KINDS = {
     "hit": "hit",
+    "miss": "miss",
     "load": "load",
     "wait": "waits for another's load",
     "stale": "stale value",
@@ -23,7 +24,7 @@ KINDS = {
     "error": "error",
 }
 WIDTH, LEFT, RIGHT = 960, 150, 20
-ROW, THIN, GAP, HEAD = 14, 4, 6, 22
+ROW, THIN, THINNEST, GAP, HEAD = 14, 4, 3, 6, 22
 
 
 @dataclass(slots=True)
@@ -33,7 +34,7 @@ class _Lane:
 
     @property
     def row_height(self) -> int:
-        return ROW if len(self.rows) <= 4 else THIN
+        return ROW if len(self.rows) <= 4 else THIN if len(self.rows) <= 12 else THINNEST
 
     @property
     def height(self) -> int:
@@ -76,7 +77,8 @@ def _lanes(side: Side) -> list[_Lane]:
     for step in side.steps:
         for span in step.spans:
             head, _, number = span.lane.rpartition(" ")
-            name = f"{head}s" if number.isdigit() and len(step.spans) > 4 else span.lane
+            crowd = number.isdigit() and len(step.spans) > 4
+            name = f"{len(step.spans)} {head}s" if crowd else span.lane
             grouped.setdefault(name, []).append(span)
     return [_lane(name, spans) for name, spans in grouped.items()]
 

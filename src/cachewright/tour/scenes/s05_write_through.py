@@ -56,12 +56,18 @@ def _put_and_get(stage: Stage, users: Any) -> None:
     stage.ours.call(users.put, 51, new)
     loads = stage.loads(lambda: stage.ours.call(users.get, 51))
     stage.ours.tiers(users.inspect, 51)
+    life = users.inspect(51).tiers[0].fresh_for or 0.0
+    redis, prefix = stage.redis(), stage.key("user:")
+    get, put = textbook(redis, prefix, stage.origin)
+    stage.textbook.call(put, 55, User(55, "Emmy Noether", "Erlangen", 10))
+    stage.textbook.call(get, 55)
+    their_life = redis.ttl(f"{prefix}55")
     row = stage.origin.peek(51)
     stage.compare(
         "put, then get",
-        "the same, without a TTL",
-        f"database: {show(row)}; the get needs {loads or 'no'} load",
-        row == new and loads == 0,
+        f"a hit; it lives {'for ever' if their_life == -1 else f'{their_life} s'}",
+        f"{'a hit' if loads == 0 else 'a load'}; it lives {life:.0f} s; the database has it",
+        row == new and loads == 0 and 0 < life <= 60 and their_life == -1,
     )
 
 

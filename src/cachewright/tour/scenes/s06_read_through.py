@@ -12,7 +12,7 @@ from cachewright import Cache
 from ..origin import Origin, User
 from ..recorder import show
 from ..stage import Scene, Stage
-from ..words import count
+from ..words import count, duration
 
 TTL = 0.4
 CALLS = 6
@@ -49,7 +49,7 @@ def run(stage: Stage) -> None:
     database = stage.origin
     cache = stage.cache(stage.engines["redis"].url, jitter=0)
     users, get_user = ours(cache, database), textbook(stage.redis(), stage.key("user:"), database)
-    _many(stage, users)
+    _many(stage, users, get_user)
 
     stage.say("the database goes down after a TTL is over")
     before = stage.ours.call(users.get, 61)
@@ -80,15 +80,20 @@ def run(stage: Stage) -> None:
     _back(stage, users)
 
 
-def _many(stage: Stage, users: Any) -> None:
+def _many(stage: Stage, users: Any, get_user: Any) -> None:
     stage.say("many at once")
     stage.ours.call(users.get, 70)
-    ids = range(70, 90)
-    loads = stage.loads(
-        lambda: stage.ours.call(users.get_many, list(ids), note="20 users, one of them cached")
-    )
+    stage.textbook.call(get_user, 70)
+    ids = range(70, 80)
+    loads = stage.loads(lambda: stage.ours.call(users.get_many, list(ids), note="one of them cached"))
+    took = stage.result.ours.steps[-1].seconds
+    began = stage.now()
+    theirs = stage.loads(lambda: [stage.textbook.call(get_user, user_id) for user_id in ids])
     stage.compare(
-        "20 users, 1 of them cached", "19 queries, one by one", f"{loads} query for the 19", loads == 1
+        "10 users, 1 of them cached",
+        f"{count(theirs, 'load')} in {duration(stage.now() - began)}",
+        f"{count(loads, 'load')} in {duration(took)}",
+        loads == 1 and theirs > loads,
     )
 
 
@@ -99,7 +104,7 @@ def _back(stage: Stage, users: Any) -> None:
     took = time.monotonic() - began
     stage.ours.call(users.get, 61)
     stage.ours.tiers(users.inspect, 61)
-    stage.compare("the database is back", "works again", f"fresh again after {took:.1f} s", took < 2)
+    stage.compare("the database is back", "—", f"fresh again after {took:.1f} s", took < 2)
 
 
 SCENE = Scene(

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import io
 import threading
+from functools import partial
 from queue import Queue
 
 from cachewright.behind.celery import install
 from cachewright.errors import FlushTimeout
 from cachewright.events import DeadLetter, Event
 
+from ..gates import HeldSave
 from ..origin import User
 from ..processes import TourProcess
 from ..recorder import show
@@ -112,6 +114,7 @@ def _evicted(stage: Stage) -> None:
     users = users_saved_behind(cache, stage.origin, _buffer(stage, "evicted"), "none")
     new = User(720, "Emmy Noether", "Erlangen", 1)
     stage.ours.call(users.put, 720, new)
+    stage.ours.call(users.get, 720)
     stage.ours.call(cache.delete, users.key_for(720), note="evicted")
     mine = stage.ours.call(users.get, 720, note="from the buffer")
     row = stage.origin.peek(720)
@@ -171,15 +174,36 @@ def _by_celery(stage: Stage, worker: TourProcess, env: dict[str, str]) -> None:
     flushing.sender.drain(5)
     saved = _saved(stage, 740)
     last = stage.origin.peek(750)
+    theirs = _race(stage)
     stage.compare(
         f"{WRITES + 3} puts, saved by a Celery worker; three of them of one key",
-        "two saves of one key race",
+        f"two threads save two puts of one key: the older one stays: {show(theirs)}",
         f"{saved} saved, and of the three the newest: {show(last)}",
-        saved == WRITES and last == User(750, "Emmy Noether", "Erlangen", 3),
+        saved == WRITES
+        and theirs == User(751, "Emmy Noether", "Erlangen", 1)
+        and last == User(750, "Emmy Noether", "Erlangen", 3),
     )
     if "broker" in stage.engines.given:  # somebody else's: leave nothing
         with app.connection_for_write() as connection:
             connection.default_channel.queue_delete(env["TOUR_QUEUE"])
+
+
+def _race(stage: Stage) -> User | None:
+    """The textbook with two saving threads: the first is slow, so the older of two puts is saved last."""
+    held = HeldSave(stage.origin, before=True)
+    todo: Queue[tuple[int, User]] = Queue()
+    for _ in range(2):
+        threading.Thread(target=save_textbook, args=(todo, held), daemon=True).start()
+    older, newer = (User(751, "Emmy Noether", "Erlangen", credit) for credit in (1, 2))
+    put = partial(stage.textbook.call, put_textbook, stage.redis(), stage.key("user:751"), todo, 751)
+
+    def put_newer() -> None:
+        put(newer, note="saved first")
+        stage.wait(lambda: stage.origin.peek(751) == newer, "the newer save")
+
+    held.overlap(lambda: put(older, note="saved last"), put_newer)
+    stage.wait(lambda: stage.origin.peek(751) == older, "the older save")
+    return stage.origin.peek(751)
 
 
 SCENE = Scene(
