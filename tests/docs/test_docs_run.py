@@ -77,6 +77,15 @@ def urls(
     return started
 
 
+def _end(process: subprocess.Popen[bytes]) -> None:
+    process.terminate()
+    try:
+        process.wait(20)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+
+
 def _worker(module: str, folder: Path, stack: ExitStack) -> None:
     log = stack.enter_context((folder / "worker.log").open("wb"))
     process = subprocess.Popen(
@@ -100,8 +109,7 @@ def _worker(module: str, folder: Path, stack: ExitStack) -> None:
         stdout=log,
         stderr=subprocess.STDOUT,
     )
-    stack.callback(process.wait, 30)
-    stack.callback(process.terminate)
+    stack.callback(_end, process)
 
 
 @pytest.mark.parametrize("page", pages.PAGES, ids=_name)
