@@ -29,7 +29,8 @@ __all__ = ["CacheInfo", "CachedFunction", "decorate"]
 
 P = ParamSpec("P")
 Q = ParamSpec("Q")
-R = TypeVar("R")
+R_co = TypeVar("R_co", covariant=True)  # results only come out
+Awaited = TypeVar("Awaited")
 
 
 class CacheInfo(NamedTuple):
@@ -41,30 +42,30 @@ class CacheInfo(NamedTuple):
     currsize: int
 
 
-class CachedFunction(Generic[P, R]):
+class CachedFunction(Generic[P, R_co]):
     """What ``cached`` returns, as a type checker sees it; at run time a plain function has the same attributes.
 
     A method's attributes are bound with it: ``service.get_user.invalidate(1)``.
     """
 
-    __wrapped__: Callable[P, R]
+    __wrapped__: Callable[P, R_co]
     __name__: str
 
     def __init__(self, part: Decorated) -> None:
         self._part = part
         functools.update_wrapper(cast(Any, self), part.function)
 
-    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
+    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R_co:
         """The cached result."""
-        return cast(R, self._part.call(args, kwargs))
+        return cast(R_co, self._part.call(args, kwargs))
 
     @overload
-    def __get__(self, instance: None, owner: type) -> CachedFunction[P, R]: ...
+    def __get__(self, instance: None, owner: type) -> CachedFunction[P, R_co]: ...
 
     @overload
     def __get__(
-        self: CachedFunction[Concatenate[Any, Q], R], instance: object, owner: type | None = None
-    ) -> CachedFunction[Q, R]: ...
+        self: CachedFunction[Concatenate[Any, Q], R_co], instance: object, owner: type | None = None
+    ) -> CachedFunction[Q, R_co]: ...
 
     def __get__(self, instance: object | None, owner: type | None = None) -> Any:
         return self if instance is None else CachedFunction(self._part.bound_to(instance))
@@ -73,9 +74,9 @@ class CachedFunction(Generic[P, R]):
         """Drops the entry of these arguments in every tier; True if there was one."""
         return self._part.invalidate(*args, **kwargs)
 
-    def refresh(self, *args: P.args, **kwargs: P.kwargs) -> R:
+    def refresh(self, *args: P.args, **kwargs: P.kwargs) -> R_co:
         """Loads anew, even over a fresh entry, and returns the value; a failure keeps the last good one."""
-        return cast(R, self._part.refresh(*args, **kwargs))
+        return cast(R_co, self._part.refresh(*args, **kwargs))
 
     def inspect(self, *args: P.args, **kwargs: P.kwargs) -> Inspection:
         """What every tier holds for these arguments."""
@@ -96,6 +97,14 @@ class CachedFunction(Generic[P, R]):
     async def ainvalidate(self, *args: P.args, **kwargs: P.kwargs) -> bool:
         """`invalidate`, awaited."""
         return await self._part.ainvalidate(*args, **kwargs)
+
+    @overload
+    async def arefresh(
+        self: CachedFunction[P, Coroutine[Any, Any, Awaited]], *args: P.args, **kwargs: P.kwargs
+    ) -> Awaited: ...
+
+    @overload
+    async def arefresh(self, *args: P.args, **kwargs: P.kwargs) -> R_co: ...
 
     async def arefresh(self, *args: P.args, **kwargs: P.kwargs) -> Any:
         """`refresh`, awaited."""

@@ -1,0 +1,188 @@
+"""What the type checkers must see, and what they must refuse. Never run; `test_typing.py` has it checked.
+
+A line that must be refused carries ``type: ignore`` with mypy's code and ``pyright: ignore`` with pyright's rule; both
+checkers report one that is not needed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Coroutine
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any, assert_type
+
+from cachewright import Cache, CachedFunction, CacheInfo, Inspection, Retry
+
+
+@dataclass
+class User:
+    id: int
+    name: str
+
+
+cache = Cache("memory://?max_entries=10", "redis://localhost", namespace="shop", ttl=timedelta(minutes=1))
+
+
+# Functions
+
+
+@cache.cached
+def bare(user_id: int) -> User:
+    return User(user_id, "")
+
+
+@cache.cached(ttl=30, key="user:{user_id}", tags=["users"], stale_if_error=3600, retries=Retry(2))
+def get_user(user_id: int, *, full: bool = False) -> User | None:
+    return None
+
+
+@cache.cached(ttl=None)
+async def find(name: str, limit: int = 10) -> list[User]:
+    return []
+
+
+def functions() -> None:
+    assert_type(bare(1), User)
+    assert_type(bare(user_id=1), User)
+    assert_type(get_user(1), User | None)
+    assert_type(get_user(1, full=True), User | None)
+    assert_type(get_user.invalidate(1, full=True), bool)
+    assert_type(get_user.refresh(1), User | None)
+    assert_type(get_user.inspect(1), Inspection)
+    assert_type(get_user.key_for(user_id=1), str)
+    assert_type(get_user.cache_info(), CacheInfo)
+    assert_type(get_user.cache_info().hits, int)
+    assert_type(get_user.__name__, str)
+    as_callable: Callable[[int], User] = bare
+    as_callable(1)
+    get_user.cache_clear()
+
+    bare("1")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+    bare()  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
+    get_user(1, True)  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
+    get_user(1, partial=True)  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
+    get_user.invalidate()  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
+    get_user.invalidate("1")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+    get_user.refresh("1")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+    get_user.key_for()  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
+    get_user.forget(1)  # type: ignore[attr-defined]  # pyright: ignore[reportAttributeAccessIssue, reportUnknownMemberType]
+
+
+async def coroutines() -> None:
+    assert_type(await find("ada"), list[User])
+    assert_type(await find("ada", limit=3), list[User])
+    assert_type(await find.ainvalidate("ada", limit=3), bool)
+    assert_type(await find.arefresh("ada"), list[User])
+    assert_type(await bare.arefresh(1), User)
+    assert_type(await find.ainspect("ada"), Inspection)
+    assert_type(find.key_for("ada"), str)
+    awaitable: Callable[[str], Coroutine[Any, Any, list[User]]] = find
+    await awaitable("ada")
+    await find.acache_clear()
+
+    await find(1)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+    await find.ainvalidate(1)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+    await find.arefresh()  # type: ignore[call-overload]  # pyright: ignore[reportCallIssue]
+
+
+# Methods
+
+
+class Service:
+    @cache.cached(ttl=30, ignore=("self",))
+    def user(self, user_id: int) -> User:
+        return User(user_id, "")
+
+    @cache.cached(ignore=("self",))
+    async def users(self, name: str) -> list[User]:
+        return []
+
+    @cache.cached
+    @staticmethod
+    def total(group: str) -> int:
+        return 0
+
+
+async def methods(service: Service) -> None:
+    assert_type(service.user(1), User)
+    assert_type(service.user.invalidate(1), bool)
+    assert_type(service.user.key_for(1), str)
+    assert_type(Service.user(service, 1), User)
+    assert_type(await service.users("ada"), list[User])
+    assert_type(await service.users.arefresh("ada"), list[User])
+    assert_type(await service.users.ainvalidate("ada"), bool)
+    assert_type(Service.total("staff"), int)
+    bound: CachedFunction[[int], User] = service.user
+    bound(1)
+
+    service.user("1")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+    service.user.invalidate()  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
+    await service.users(1)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+    Service.total(1)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+
+
+# Plain keys
+
+
+async def keys() -> None:
+    cache.set("k", 1, ttl=timedelta(seconds=5), tags=["a", "b"])
+    cache.set_many({"k": 1, "l": None}, jitter=0.0)
+    assert_type(cache.add("k", 1), bool)
+    assert_type(cache.delete("k"), bool)
+    assert_type(cache.delete_many(["k"]), int)
+    assert_type(cache.touch("k", 5), bool)
+    assert_type(cache.get_many(["k"]), dict[str, Any])
+    assert_type(await cache.adelete("k"), bool)
+    assert_type(await cache.aget_many(["k"]), dict[str, Any])
+    assert_type(cache.connect(), Cache)
+    with cache as entered:
+        assert_type(entered, Cache)
+    async with cache as awaited:
+        assert_type(awaited, Cache)
+
+    cache.set("k", 1, tll=5)  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
+    cache.set("k", 1, ttl="5")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+    cache.get(1)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+    cache.get_or_set("k", 1)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+    Cache("memory://", on_outage="ignore")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+
+
+# Repositories
+
+
+def load_user(user_id: int) -> User | None:
+    return None
+
+
+async def load_user_later(user_id: int) -> User:
+    return User(user_id, "")
+
+
+def load_users(user_ids: list[int]) -> dict[int, User]:
+    return {}
+
+
+def save_user(user_id: int, user: User) -> None:
+    return None
+
+
+async def repositories() -> None:
+    users = cache.repository("user", load=load_user, save=save_user, ttl=60)
+    assert_type(users.get(1), User | None)
+    assert_type(users.get_many([1, 2]), dict[int, User | None])
+    assert_type(users.key_for(1), str)
+    assert_type(users.invalidate(1), bool)
+    users.put(1, User(1, "Ada"))
+    users.put_many({1: User(1, "Ada")})
+    users.delete(1)
+    users.flush(timeout=1)
+
+    later = cache.repository("user", load=load_user_later, writes="around")
+    assert_type(await later.aget(1), User)
+    assert_type(await later.aget_many([1]), dict[int, User])
+    many = cache.repository("user", load_many=load_users)
+    assert_type(many.get(1), User)
+
+    users.get("1")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+    users.put(1, "Ada")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+    await later.aput(1, None)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
