@@ -127,6 +127,8 @@ class Recorder:
         while not outcomes or not until():
             outcomes.append(self._timed(partial(function, *args), who))
             time.sleep(pause)
+        for outcome in outcomes:  # each is alone: what others load meanwhile is not what it waits for
+            outcome.result = "hit" if outcome.result == "wait" else outcome.result
         counted = Counter(outcome.result for outcome in outcomes)
         slowest = max(outcome.seconds for outcome in outcomes)
         words = ", ".join(f"{number} {_PLURALS.get(word, word)}" for word, number in counted.most_common())

@@ -11,17 +11,17 @@ from pathlib import Path
 
 from .model import SceneResult, Side, TourResult
 from .timeline import KINDS, time_line
-from .words import duration, tier_line
+from .words import duration, result_word, tier_line
 
 __all__ = ["page", "write_page"]
 
 _STYLE = """
 :root { color-scheme: light dark; --page: #fff; --ink: #1c1e21; --soft: #5b626b; --line: #d9dde2; --card: #f6f7f9;
   --good: #1a7f37; --bad: #c42b1c; --hit: #2da44e; --load: #d4a106; --wait: #54aeff; --stale: #a475f9; --save: #3866c9;
-  --store: #6f8fd8; --drop: #5c7a89; --error: #d1242f; --query: #8c959f; --miss: #d4a106; --word: #8250df; --text: #0a7a5c; }
+  --store: #6f8fd8; --drop: #5c7a89; --error: #d1242f; --query: #8c959f; --kill: #1c1e21; --miss: #d4a106; --word: #8250df; --text: #0a7a5c; }
 @media (prefers-color-scheme: dark) { :root { --page: #14161a; --ink: #e4e7eb; --soft: #9aa3ad; --line: #333940;
   --card: #1c1f24; --good: #57c97a; --bad: #ff7b72; --hit: #3fb950; --load: #e3b341; --wait: #388bfd; --stale: #bc8cff;
-  --save: #6f9bff; --store: #7f9fe0; --drop: #8fb0c0; --error: #ff6b62; --query: #6e7781; --miss: #e3b341; --word: #c9a5ff;
+  --save: #6f9bff; --store: #7f9fe0; --drop: #8fb0c0; --error: #ff6b62; --query: #6e7781; --kill: #ffffff; --miss: #e3b341; --word: #c9a5ff;
   --text: #7ee0b8; } }
 * { box-sizing: border-box; }
 body { margin: 0 auto; max-width: 1080px; padding: 24px 20px 60px; background: var(--page); color: var(--ink);
@@ -153,7 +153,7 @@ def _steps(title: str, side: Side) -> str:
         cells = [
             "tiers" if step.tiers else step.who,
             step.call,
-            "" if step.result == "note" else step.result,
+            result_word(step),
         ]
         took = duration(step.seconds) if step.seconds else ""
         rows.append(

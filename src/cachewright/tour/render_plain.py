@@ -7,7 +7,7 @@ import textwrap
 from typing import TextIO
 
 from .model import SceneResult, Side, TourResult
-from .words import duration, tier_line, verdict
+from .words import duration, result_word, tier_line, verdict
 
 __all__ = ["PlainListener"]
 
@@ -62,7 +62,7 @@ class PlainListener:
                 continue
             took = duration(step.seconds) if step.seconds else ""
             note = f": {step.note}" if step.note else ""
-            word = "" if step.result == "note" else step.result
+            word = result_word(step)
             self._line(f"    {step.at:6.2f} s  {step.who:<12} {word:<6} {took:>8}  {step.call}{note}")
 
     def end(self, result: TourResult) -> None:

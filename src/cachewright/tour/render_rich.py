@@ -11,7 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from .model import SceneResult, Side, Step, TourResult
-from .words import duration, life
+from .words import duration, life, result_word
 
 __all__ = ["RichListener"]
 
@@ -24,6 +24,7 @@ _STYLES = {
     "drop": "blue",
     "store": "blue",
     "error": "bold red",
+    "kill": "bold red",
     "note": "dim",
 }
 
@@ -142,7 +143,7 @@ def _row(step: Step) -> list[Text]:
         )
     else:
         note = Text(step.note)
-    word = "" if step.result == "note" else step.result
+    word = result_word(step)
     took = duration(step.seconds) if step.seconds else ""
     who = Text("tiers" if step.tiers else step.who)
     return [

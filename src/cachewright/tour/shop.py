@@ -26,6 +26,7 @@ try:
 except ImportError as error:
     raise MissingExtraError("the tour's write-behind", "celery") from error
 
+Todo = queue.Queue[tuple[int, User]]
 database = Origin(os.environ.get("TOUR_DATABASE", ":memory:"), os.environ.get("TOUR_TABLE", "tour_users"))
 app = Celery("shop", broker=os.environ.get("TOUR_BROKER", "memory://"))
 app.conf.broker_connection_retry_on_startup = True
@@ -44,7 +45,7 @@ def ours(cache: Cache, database: Origin, buffer: str, flusher: Any) -> Any:
     return users  # noqa: RET504  # shown without its last line
 
 
-def put_textbook(redis: Any, key: str, todo: queue.Queue[tuple[int, User]], user_id: int, user: User) -> None:
+def put_textbook(redis: Any, key: str, todo: Todo, user_id: int, user: User) -> None:
     """The textbook's put."""
     redis.set(key, json.dumps(vars(user)))
     todo.put((user_id, user))  # a thread of this process saves it, unless it dies first
@@ -56,7 +57,7 @@ def get_textbook(redis: Any, key: str, database: Origin, user_id: int) -> User:
     return User(**json.loads(text)) if text else database.load_user(user_id)
 
 
-def save_textbook(todo: queue.Queue[tuple[int, User]], database: Database, out: TextIO = sys.stdout) -> None:
+def save_textbook(todo: Todo, database: Database, out: TextIO = sys.stdout) -> None:
     """The textbook's thread."""
     while True:
         user_id, user = todo.get()

@@ -15,7 +15,7 @@ from typing import Any
 
 from cachewright import Cache
 from cachewright.errors import MissingExtraError
-from cachewright.events import Event, StaleServed
+from cachewright.events import Event, Loaded, StaleServed
 
 from .engines import Engines
 from .model import Comparison, SceneResult
@@ -144,6 +144,8 @@ class Stage:
 def _mark(event: Event) -> None:
     if isinstance(event, StaleServed):
         marks.seen.add("stale")
+    elif isinstance(event, Loaded):
+        marks.seen.add("load")
 
 
 def source(function: Callable[..., Any]) -> str:

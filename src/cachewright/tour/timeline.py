@@ -22,6 +22,7 @@ KINDS = {
     "drop": "drop",
     "query": "database query",
     "error": "error",
+    "kill": "SIGKILL",
 }
 WIDTH, LEFT, RIGHT = 960, 150, 20
 ROW, THIN, THINNEST, GAP, HEAD = 14, 4, 3, 6, 22

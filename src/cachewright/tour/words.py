@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from .model import Step, TierRow
 
-__all__ = ["count", "duration", "life", "tier_line", "verdict"]
+__all__ = ["count", "duration", "life", "result_word", "tier_line", "verdict"]
 
 
 def count(number: int, noun: str) -> str:
@@ -30,6 +30,11 @@ def life(row: TierRow) -> str:
     if row.left < 0:
         return f"{row.state}, for {-row.left:.1f} s"
     return f"{row.state}, {row.left:.1f} s left"
+
+
+def result_word(step: Step) -> str:
+    """The result, where it says more than the call does."""
+    return "" if step.result in ("note", "kill") else step.result
 
 
 def tier_line(step: Step) -> str:

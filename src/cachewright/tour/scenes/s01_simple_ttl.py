@@ -103,7 +103,7 @@ def _stampede(stage: Stage) -> None:
 
 
 def _slow_load(stage: Stage) -> None:
-    lock, load = 0.2, 0.7
+    lock, load = 0.4, 1.0
     stage.say(f"a load of {load:g} s under a lock of {lock:g} s, in 3 services")
     database = stage.origin
     quick, database.read_seconds = database.read_seconds, load

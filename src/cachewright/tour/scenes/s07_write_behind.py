@@ -75,7 +75,7 @@ def _killed(stage: Stage, env: dict[str, str]) -> None:
         side.add(
             "process 1", f"{len(puts)} × put(user)", "store", note, at=began, seconds=stage.now() - began
         )
-        side.note("process 1", "SIGKILL", "right after the last put returned", result="error")
+        side.note("process 1", "SIGKILL", "right after the last put returned", result="kill")
         saved[name] = _saved(stage, first)
         side.note("database", f"{saved[name]} of {WRITES} are saved")
 

@@ -139,7 +139,7 @@ def _failover(stage: Stage, cache: Cache, cluster: ClusterProcesses, get_user: A
     loaded = sum(span.kind == "load" for span in spans)
     over.set()
     reader.join(LONGEST + 20)
-    stage.ours.note("cluster", f"SIGKILL of {primary.address}", at=began + 0.3, result="error")
+    stage.ours.note("cluster", f"SIGKILL of {primary.address}", at=began + 0.3, result="kill")
     stage.ours.call(get_user, other, note="of a shard that lives on")
     stage.ours.call(get_user, user_id, note="from the shard's new primary")
     stage.ours.tiers(get_user.inspect, user_id)

