@@ -69,7 +69,7 @@ def check_key(key: object, *, limit: int = KEY_LIMIT) -> str:
         InvalidKeyError: it is not; the message says which rule it breaks and what to do.
     """
     # On the way of every call: one branch for the ordinary case, where characters are bytes.
-    if type(key) is str and key and key.isascii() and len(key) <= limit:
+    if type(key) is str and key and key[0] != "\0" and key.isascii() and len(key) <= limit:
         return key
     return _check_text(key, "key", limit)
 
@@ -91,7 +91,7 @@ def check_tag(tag: object) -> str:
     Raises:
         InvalidKeyError: it is not.
     """
-    if type(tag) is str and tag and tag.isascii() and len(tag) <= TAG_LIMIT:
+    if type(tag) is str and tag and tag[0] != "\0" and tag.isascii() and len(tag) <= TAG_LIMIT:
         return tag
     return _check_text(tag, "tag", TAG_LIMIT)
 
@@ -107,6 +107,10 @@ def _check_text(text: object, what: str, limit: int) -> str:
     plain = str.__str__(text)
     if not plain:
         raise InvalidKeyError(f"{what} '' is empty: a {what} must have at least one character")
+    if plain[0] == "\0":
+        raise InvalidKeyError(
+            f"{what} {shorten(plain)} begins with NUL: those are the cache's own; put a word before it"
+        )
     try:
         size = len(plain.encode())
     except UnicodeEncodeError as error:

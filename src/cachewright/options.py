@@ -234,10 +234,7 @@ def _tags(value: Any) -> tuple[str, ...]:
     names = (value,) if isinstance(value, str) else tuple(value)
     if len(names) > 64:
         raise ConfigurationError(f"{len(names)} tags on one entry: at most 64")
-    for tag in names:
-        if check_tag(tag).startswith("\0"):
-            raise ConfigurationError(f"tag {tag!r}: tags that begin with NUL are the cache's own")
-    return tuple(dict.fromkeys(names))
+    return tuple(dict.fromkeys(check_tag(tag) for tag in names))
 
 
 def _function(name: str, value: Any) -> Any:
