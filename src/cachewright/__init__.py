@@ -1,5 +1,7 @@
 """cachewright: ten caching strategies for Python services, sync and async, from process memory to Redis Cluster."""
 
+from typing import TYPE_CHECKING, Any
+
 from cachewright.behind.types import Write
 from cachewright.cache import Cache
 from cachewright.core.edit import Inspection, TierView
@@ -34,6 +36,9 @@ from cachewright.options import MISSING, Entry, Freshness, Options, Retry
 from cachewright.repository import Repository
 from cachewright.write_modes import WriteAround, WriteBehind, WriteThrough
 
+if TYPE_CHECKING:
+    from cachewright.schedule import Refresh
+
 __version__ = "0.1.0"
 
 __all__ = [
@@ -63,6 +68,7 @@ __all__ = [
     "NotSaved",
     "Options",
     "RecursiveLoadError",
+    "Refresh",
     "Repository",
     "Retry",
     "TierError",
@@ -79,3 +85,12 @@ __all__ = [
     "__version__",
     "current_load",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    # Only for who schedules: importing it costs every other process for nothing.
+    if name == "Refresh":
+        from cachewright.schedule import Refresh
+
+        return Refresh
+    raise AttributeError(f"module 'cachewright' has no attribute {name!r}")

@@ -40,7 +40,7 @@ _READERS: dict[str, tuple[Callable[[str], Any], str]] = {
     "ON_OUTAGE": (str, "'serve' or 'raise'"),
     "COPY": (_flag, "true or false"),
 }
-_OTHERS = ("TIERS", "BUFFER", "PICKLE_KEYS", "ENCRYPTION_KEYS")
+_OTHERS = ("TIERS", "BUFFER", "BROKER", "PICKLE_KEYS", "ENCRYPTION_KEYS")
 
 
 def read_environment(environ: Mapping[str, str]) -> tuple[list[str], dict[str, Any]]:
@@ -55,7 +55,7 @@ def read_environment(environ: Mapping[str, str]) -> tuple[list[str], dict[str, A
         if not variable.startswith(PREFIX):
             continue
         name = variable.removeprefix(PREFIX)
-        if name in ("TIERS", "BUFFER"):
+        if name in ("TIERS", "BUFFER", "BROKER"):  # the last two are read where write-behind starts
             continue
         if name in ("PICKLE_KEYS", "ENCRYPTION_KEYS"):
             options[name.lower()] = _keys(variable, text)

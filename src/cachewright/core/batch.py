@@ -84,7 +84,9 @@ class _Batch:
                 self.flights[key] = flight
                 state.flights.reached(flight, Phase.READING)
         try:
-            self.standing, self.generations = await state.chain.authority.read(rt, keys, self.tags)
+            self.standing, self.generations = await state.chain.authority.read(
+                rt, keys, state.tags_of(self.tags)
+            )
             entries = await fresh_entries(state, rt, self.standing, self.generations)
         except TierUnavailable:
             if state.strict:

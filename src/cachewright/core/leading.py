@@ -82,12 +82,13 @@ class Leading:
     async def run(self) -> Result:
         """Rounds of reading until there is a value or the load is ours."""
         state, rt, key = self.state, self.rt, self.plan.key
+        tags = state.tags_of(self.plan.tags)
         while True:
             # Before the read: a kill that comes in between must refuse the fill.
             self.ticket = state.ticket(key)
             state.flights.reached(self.flight, Phase.READING)
             try:
-                standing, self.generations = await state.chain.authority.read(rt, (key,), self.plan.tags)
+                standing, self.generations = await state.chain.authority.read(rt, (key,), tags)
                 met = await self._meet(standing.get(key))
             except TierUnavailable:
                 if state.strict:
@@ -298,7 +299,7 @@ class Leading:
     async def _without_authority(self) -> Result:
         """The authority cannot be reached: another tier or the origin answers; memory keeps it for ``local_ttl``.
 
-        Without the authority's generations only entries without tags can be trusted below.
+        Without the authority's generations only entries without users' tags can be trusted below.
         """
         state, rt, plan = self.state, self.rt, self.plan
         if plan.behind:

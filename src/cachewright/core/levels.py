@@ -82,7 +82,7 @@ async def look_below(
 
     Args:
         generations: those that were read with the keys; None: the authority cannot be asked for any, so only entries
-            without tags are taken (to ask it all the same would cost a second deadline).
+            without users' tags are taken (to ask it all the same would cost a second deadline).
         lease: leave a lease in every lower tier that lacked a key, placed before the next tier is read.
         take: False places leases only (a refresh: what stands below does not end it).
     """
@@ -120,7 +120,7 @@ async def _take(
     if not isinstance(verdict, Hit):
         return False
     if generations is None:
-        valid = state.born_under(verdict.entry, {})
+        valid = state.born_under(verdict.entry, state.own_generations())
     else:
         valid = await state.is_valid(rt, verdict.entry, generations)
     if not valid:

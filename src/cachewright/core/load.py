@@ -125,7 +125,7 @@ async def _follow(
 async def _stale_now(state: State, rt: Runtime, plan: Plan, *, on_error: bool = False) -> Any:
     """The stale value that stands now, read anew: what the leader read before this caller came may be older."""
     try:
-        standing, generations = await state.chain.authority.read(rt, (plan.key,), plan.tags)
+        standing, generations = await state.chain.authority.read(rt, (plan.key,), state.tags_of(plan.tags))
         slot = standing.get(plan.key)
         entry = slot.entry if slot is not None else None
         if entry is None or now_ms(rt) >= (entry.sie_until if on_error else entry.ends):

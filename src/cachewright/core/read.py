@@ -60,6 +60,7 @@ async def fresh_entries(
     unknown = {tag for entry in entries.values() for tag, _ in entry.tags if tag not in generations}
     if unknown:
         generations = {**generations, **(await state.chain.authority.read(rt, (), sorted(unknown)))[1]}
+    state.saw(generations)
     return {key: entry for key, entry in entries.items() if state.born_under(entry, generations)}
 
 
@@ -104,6 +105,6 @@ async def _lease_missing(
 
 
 async def _below_alone(state: State, rt: Runtime, keys: Sequence[str], options: Options) -> dict[str, Any]:
-    """Without the authority's generations only entries without tags can be trusted."""
+    """Without the authority's generations only entries without users' tags can be trusted."""
     found = await look_below(state, rt, list(keys), options, None, lease=False)
     return {key: below.value for key, below in found.items() if below.entry is not None}

@@ -79,6 +79,7 @@ class State:
         self.local_ttl = local_ttl
         self.stats = Stats()
         self.flights = Flights()
+        self._own_generations: dict[str, Generation] = {}
         self.hit_counters: list[Callable[[], int]] = []  # hits that decorated functions answer by themselves
         self.after_fork()
 
@@ -173,6 +174,7 @@ class State:
         standing = dict(known)
         if missing:
             standing.update(await self.chain.authority.set_generations(rt, missing, only_missing=True))
+        self.saw(standing)
         return {tag: standing[tag].mark for tag in tags}
 
     async def is_valid(self, rt: Runtime, entry: StoredEntry, known: Mapping[str, Generation]) -> bool:
@@ -184,7 +186,25 @@ class State:
         unknown = [tag for tag, _ in entry.tags if tag not in known]
         if unknown:
             known = {**known, **(await self.chain.authority.read(rt, (), unknown))[1]}
+        self.saw(known)
         return self.born_under(entry, known)
+
+    def saw(self, generations: Mapping[str, Generation]) -> None:
+        """Remembers the generations of the cache's own tags: of functions, repositories and the namespace."""
+        for tag, generation in generations.items():
+            if tag[0] == "\0":
+                self._own_generations[tag] = generation
+
+    def own_generations(self) -> Mapping[str, Generation]:
+        """What vouches for lower tiers while the authority cannot be asked: the last that this process saw of our own
+        tags. Almost every entry carries one, for ``cache_clear`` and ``clear`` alone; without this nothing below
+        would answer in an outage. Users' tags are not vouched for: theirs change with the data."""
+        return self._own_generations
+
+    def forget_generations(self, tags: Iterable[str]) -> None:
+        """These tags change now; what was seen of them vouches for nothing."""
+        for tag in tags:
+            self._own_generations.pop(tag, None)
 
     def born_under(self, entry: StoredEntry, generations: Mapping[str, Generation]) -> bool:
         """Whether each of the entry's tags still has the generation that the entry was born under."""

@@ -96,12 +96,14 @@ async def store(
 async def invalidate_tags(state: State, rt: Runtime, tags: Iterable[str]) -> None:
     """Sets new generations: whatever was born under the old ones is invalid, however many entries there are."""
     names = list(tags)
+    state.forget_generations(names)
     failed: TierUnavailable | None = None
     try:
         marks = {tag: rt.new_id() for tag in names}
         await state.chain.authority.set_generations(rt, marks, only_missing=False)
     except TierUnavailable as error:
         failed = error
+    state.forget_generations(names)  # again: a read meanwhile may have seen the old ones
     if state.chain.local is not None:
         state.chain.local.kill_tags(names)
     if failed is not None and state.strict:

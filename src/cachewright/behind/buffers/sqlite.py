@@ -5,6 +5,7 @@ Durable means WAL with ``synchronous=FULL``: it survives the process and the pow
 
 from __future__ import annotations
 
+import functools
 import sqlite3
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -205,12 +206,11 @@ class SQLiteBuffer(Buffer):
         keys: Sequence[str] | None = None,
         hurry: bool = False,
     ) -> list[Record]:
-        def look(db: sqlite3.Connection) -> list[Record]:
-            return self._due(rt, limit, keys, hurry, db)
-
+        look = functools.partial(self._due, rt, limit, keys, hurry)
         # an idle flusher looks often: it must not take the file's write lock for nothing
-        if not await self._look(rt, look, []):
-            return []
+        nothing: list[Record] = []
+        if not await self._look(rt, look, nothing):
+            return nothing
 
         def work(db: sqlite3.Connection) -> list[Record]:
             due = look(db)
