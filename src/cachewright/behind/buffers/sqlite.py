@@ -5,7 +5,6 @@ Durable means WAL with ``synchronous=FULL``: it survives the process and the pow
 
 from __future__ import annotations
 
-import functools
 import sqlite3
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -206,11 +205,10 @@ class SQLiteBuffer(Buffer):
         keys: Sequence[str] | None = None,
         hurry: bool = False,
     ) -> list[Record]:
-        look = functools.partial(self._due, rt, limit, keys, hurry)
+        look = partial(self._due, rt, limit, keys, hurry)
         # an idle flusher looks often: it must not take the file's write lock for nothing
-        nothing: list[Record] = []
-        if not await self._look(rt, look, nothing):
-            return nothing
+        if not await self._look(rt, look, list[Record]()):
+            return []
 
         def work(db: sqlite3.Connection) -> list[Record]:
             due = look(db)
