@@ -7,6 +7,7 @@ import json
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -15,6 +16,8 @@ from xml.etree import ElementTree as ET
 
 import psutil
 import pytest
+
+from cachewright.tour import engines
 
 NAMES = [
     "simple caching with a TTL, connection retry, stampede lock",
@@ -155,21 +158,58 @@ def test_scenes_can_be_played_one_by_one():
     assert "2 scenes ok" in done.stdout
 
 
-def test_servers_that_are_given_are_used_and_left_as_they_were(redis_server, memcached_server):
+@pytest.mark.slow
+def test_servers_that_are_given_are_used_and_left_as_they_were(
+    redis_server, memcached_server, redis_cluster, rabbitmq_server
+):
     redis_server.ask("SET", "mine", "1")
-    before = redis_server.ask("DBSIZE")
-    done = cachewright(
-        "tour", "--only", "1", "--only", "3", "--only", "8", "--json",
-        "--redis", redis_server.url, "--memcached", memcached_server.url,
-    )  # fmt: skip
+    before = kept(redis_server)
+    nodes_before = [kept(node) for node in redis_cluster.nodes]
+    given = {
+        "--redis": redis_server.url,
+        "--memcached": memcached_server.url,
+        "--cluster": redis_cluster.url,
+        "--broker": rabbitmq_server.url,
+    }
+    only = [word for number in (1, 3, 7, 8, 9, 10) for word in ("--only", str(number))]
+    done = cachewright("tour", "--json", *only, *[word for pair in given.items() for word in pair])
     document = json.loads(done.stdout)
     assert done.returncode == 0, told(document) + done.stderr
-    assert f"Redis at {redis_server.address}" in document["scenes"][0]["engine"]
-    assert f"Memcached at {memcached_server.address}" in document["scenes"][2]["engine"]
+    used = {scene["number"]: scene["engine"] for scene in document["scenes"]}
+    assert used[1] == f"Redis at {redis_server.address}"
+    assert used[8].endswith(f"Memcached at {memcached_server.address}")
+    assert f"127.0.0.1:{rabbitmq_server.port}" in used[7]
+    assert "guest:guest" not in done.stdout
+    assert all(node.running for node in redis_cluster.nodes)
     assert redis_server.ask("GET", "mine") == b"1"
-    # Tags' generations stay until they expire by themselves; nothing else may.
-    left = [key for key in redis_server.ask("KEYS", "*") if b":t:" not in key]
-    assert len(left) == before
+    assert kept(redis_server) == before
+    assert [kept(node) for node in redis_cluster.nodes] == nodes_before
+
+
+def kept(server) -> list[bytes]:
+    """All keys but the marks of tags: those expire by themselves."""
+    return sorted(key for key in server.ask("KEYS", "*") if b":t:" not in key)
+
+
+def test_a_scene_that_fails_is_named():
+    with socket.socket() as nobody:  # bound and not listening
+        nobody.bind(("127.0.0.1", 0))
+        done = cachewright("tour", "--only", "2", "--redis", f"redis://127.0.0.1:{nobody.getsockname()[1]}/0")
+    assert done.returncode == 1
+    assert "scene 2 FAILED" in done.stdout
+    assert "failed: ConnectionError" in done.stdout
+
+
+def test_embedded_servers_stand_in_for_what_is_not_installed(monkeypatch):
+    monkeypatch.setattr(engines, "missing_servers", lambda: ["redis", "memcached"])
+    used = engines.Engines("local", {})
+    try:
+        assert used.embedded("redis")
+        assert used.embedded("memcached")
+        assert not used.embedded("broker")
+        assert re.fullmatch(r"Valkey [\d.]+ in Memcached's place, embedded", used["memcached"].title)
+    finally:
+        used.close()
 
 
 def test_postgresql_as_the_database(postgres_server):

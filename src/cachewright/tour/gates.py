@@ -36,9 +36,10 @@ class SlowLoad:
         self._has_read.clear()
         self._go_on.clear()
 
-    def wait_until_read(self) -> None:
-        """Returns when a reader has read the row and is held up."""
-        self._has_read.wait(_LONGEST)
+    def wait_until_read(self, reader: threading.Thread) -> None:
+        """Returns when the reader has read the row and is held up, or has failed."""
+        while reader.is_alive() and not self._has_read.wait(0.05):
+            pass
 
     def let_go(self) -> None:
         """The reader goes on."""

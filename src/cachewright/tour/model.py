@@ -92,6 +92,7 @@ class SceneResult:
     comparisons: list[Comparison] = field(default_factory=list)
     queries: list[Span] = field(default_factory=list)
     error: str = ""
+    trace: str = ""
     seconds: float = 0.0
 
     @property
@@ -114,6 +115,7 @@ class SceneResult:
             "comparisons": [asdict(one) for one in self.comparisons],
             "ok": self.ok,
             "error": self.error,
+            "trace": self.trace,
             "seconds": round(self.seconds, 3),
         }
 

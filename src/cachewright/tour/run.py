@@ -6,6 +6,7 @@ import logging
 import shutil
 import tempfile
 import time
+import traceback
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Protocol
@@ -108,7 +109,7 @@ def _play(scene: Scene, engines: Engines, origin: Origin, folder: Path, listener
             stage.stack.close()
     except Exception as error:
         result.error = f"{type(error).__name__}: {error}"
-        logging.getLogger("cachewright.tour").exception("scene %d", scene.number)
+        result.trace = traceback.format_exc()
     for side in (result.ours, result.textbook):
         side.steps.sort(key=lambda step: step.at)
     listener.scene_ends(result)

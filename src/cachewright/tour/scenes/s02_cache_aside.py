@@ -85,7 +85,7 @@ def _race(side: Recorder, slow: SlowLoad, get_user: Any, update_user: Any, user_
     slow.hold()
     reader = threading.Thread(target=lambda: side.attempt(get_user, who="slow reader"))
     reader.start()
-    slow.wait_until_read()
+    slow.wait_until_read(reader)
     side.call(
         update_user, User(user_id, "Emmy Noether", "Erlangen", 1), who="writer", note="saved, invalidated"
     )
