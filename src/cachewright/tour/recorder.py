@@ -18,7 +18,7 @@ from .model import Side, Span, Step, TierRow
 from .origin import Origin, User, marks
 from .words import duration
 
-__all__ = ["Recorder", "show"]
+__all__ = ["Recorder", "show", "told"]
 
 T = TypeVar("T")
 # What a call means that neither reads nor is told by a mark.
@@ -62,7 +62,7 @@ class Recorder:
         step.result = _word(_name(function), outcome)
         step.spans = [replace(span, kind=step.result) for span in step.spans]
         if outcome.error is not None:
-            step.note = note or f"{type(outcome.error).__name__}: {outcome.error}"
+            step.note = note or told(outcome.error)
             raise outcome.error
         return outcome.value  # type: ignore[no-any-return]
 
@@ -110,7 +110,7 @@ class Recorder:
         step.result = "load" if counted["load"] else counted.most_common(1)[0][0]
         failed = next((outcome.error for outcome in done if outcome.error is not None), None)
         if failed is not None:
-            step.note += f"; {type(failed).__name__}: {failed}"
+            step.note += f"; {told(failed)}"
         step.who = f"{len(jobs)} threads"
         return [outcome.value if outcome.error is None else outcome.error for outcome in done]
 
@@ -237,10 +237,17 @@ _PLURALS = {
 }
 
 
+def told(error: Exception) -> str:
+    """An error in one line."""
+    return " ".join(f"{type(error).__name__}: {error}".split())
+
+
 def show(value: Any) -> str:
     """A value in a few words."""
     if isinstance(value, User):
         return f"{value.name}, credit {value.credit}"
+    if isinstance(value, Exception):
+        return told(value)
     if value is None or value is MISSING:
         return "None" if value is None else "MISSING"
     if isinstance(value, bool | int | float | str | bytes):

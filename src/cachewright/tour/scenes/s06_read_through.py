@@ -67,7 +67,7 @@ def run(stage: Stage) -> None:
     served = mine.count(before)
     stage.compare(
         f"{CALLS} reads while the database is down",
-        f"{count(failed, 'error')}: {theirs[0]}",
+        f"{count(failed, 'error')}: {show(theirs[0])}",
         f"{served} answers: {show(before)}, stale",
         served == CALLS and failed == CALLS,
     )
