@@ -11,6 +11,7 @@ import pytest
 from cachewright import NotSaved
 from cachewright.core import write as core_write
 
+FACES = ("threads", "asyncio")
 ORDERS = sorted(set(itertools.permutations("AAABBB")))  # each writer: begin, save, commit
 
 
@@ -249,3 +250,28 @@ def test_put_many_and_delete_many(yard: Any) -> None:
     assert yard.standing("u:4") == {}
     assert yard.do("get", 4, on=users) is None
     assert yard.do("get", 5, on=users) == "v5"
+
+
+@pytest.mark.parametrize(
+    "yard",
+    [f"{chain} | {face}" for chain in ("redis > memcached", "memory > redis > memcached") for face in FACES],
+    indirect=True,
+)
+def test_a_lower_tier_is_not_filled_without_the_authoritys_consent(yard: Any) -> None:
+    """A load has its lease in the authority when a write begins there and passes the lower tier; then it leases the
+    lower tier, and reads what the save is about to replace. If the writer dies now, nobody drops that any more."""
+    origin = Origin()
+    origin.rows[1] = "before"
+    loading, lower = yard.gated(len(yard.urls) - 1)
+    lower.before["read"] = looks = yard.Gated()
+    users = readers(yard, origin, loading)
+    load = yard.start("get", 1, on=users)
+    looks.has_begun()
+    writer = Writer(yard, yard.cache, origin, 1, "after")
+    writer.begin()
+    looks.go.set()
+    assert load.result(20) == "before"
+    assert yard.standing("u:1") == {}
+    writer.save()
+    writer.commit()
+    assert set(yard.standing("u:1", shared=True).values()) == {"after"}
