@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from cachewright import Cache
+from cachewright.core.breaker import NAMESPACE_TAG
 from cachewright.keys import physical_key
 from cachewright.runtime.process import wait_until
 
@@ -149,6 +150,45 @@ def test_a_primary_dies_while_all_shards_are_read(
         assert mine[0] in readers.loads[deleted:]  # what was deleted meanwhile was loaded anew
         assert not [key for key in loads if key in others]  # the other shards' keys stayed hits
         assert max(slow.values()) < LATEST
+
+
+@pytest.mark.parametrize("face", ["threads", "asyncio"])
+@pytest.mark.parametrize("kind", ["cluster", "memcached"])
+def test_a_batch_over_a_dead_node_leaves_no_lease_on_the_others(
+    kind: str, face: str, namespace: str, request: pytest.FixtureRequest
+) -> None:
+    """The lease of a batch that was given up would keep every later caller of its key waiting for its whole life."""
+    servers: list[Any] = []
+    cluster: Any = None
+    if kind == "cluster":
+        cluster = request.getfixturevalue("own_cluster")(replicas=0)
+        url = cluster.url
+    else:
+        servers = [request.getfixturevalue("own_memcached")() for _ in range(3)]
+        url = "memcached://" + ",".join(server.address for server in servers)
+    with Cache(url, namespace=namespace, ttl=60, lease=60) as cache:
+        cache.set("warm", 1)
+        tier: Any = cache.engine.state.chain.authority.tier
+        if kind == "cluster":
+            cluster.primary_of(physical_key(namespace, "k", "k0")).kill()
+        else:
+            # Not the one that holds the namespace's generation: without it nothing is leased at all.
+            needed = tier._nodes[tier._place("t", NAMESPACE_TAG)[1]].name
+            next(server for server in servers if server.address != needed).kill()
+
+        def load_many(keys: list[str]) -> dict[str, str]:
+            return {key: key.upper() for key in keys}
+
+        async def main() -> None:
+            assert await cache.aget_or_set_many(KEYS, load_many) == load_many(KEYS)
+
+        if face == "threads":
+            assert cache.get_or_set_many(KEYS, load_many) == load_many(KEYS)
+        else:
+            asyncio.run(main())
+        with Cache(url, namespace=namespace, ttl=60, lease=60) as other:
+            for key in KEYS:
+                assert other.get_or_set(key, key.upper, load_timeout=20) == key.upper()
 
 
 @pytest.mark.parametrize("face", ["threads", "asyncio"])

@@ -60,12 +60,6 @@ def soon(true: Callable[[], bool], seconds: float = 5.0) -> bool:
     return True
 
 
-def our_threads() -> list[str]:
-    """Background threads of caches; the one that starts servers belongs to the fixtures."""
-    names = [thread.name for thread in threading.enumerate()]
-    return [name for name in names if name.startswith("cachewright-") and name != "cachewright-spawner"]
-
-
 @pytest.fixture(params=CHAINS)
 def rig(request: pytest.FixtureRequest, tmp_path: Path, namespace: str) -> Rig:
     def url(tier: str) -> str:
@@ -96,5 +90,12 @@ def becomes() -> Callable[..., bool]:
 
 @pytest.fixture
 def threads_of_ours() -> Callable[[], list[str]]:
-    """`our_threads`."""
-    return our_threads
+    """Those background threads of caches that this test has started."""
+    before = {thread.ident for thread in threading.enumerate()}
+    return lambda: [
+        thread.name
+        for thread in threading.enumerate()
+        if thread.ident not in before
+        and thread.name.startswith("cachewright-")
+        and thread.name != "cachewright-spawner"  # belongs to the fixtures
+    ]

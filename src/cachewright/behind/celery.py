@@ -24,11 +24,11 @@ import weakref
 from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
-from ..errors import ConfigurationError, MissingExtraError
-from ..events import BackgroundFailed, Hub
-from ..runtime.base import drive
-from ..runtime.threads import THREADS
-from .flusher import find_flusher, known_flushers
+from cachewright.behind.flusher import find_flusher, known_flushers
+from cachewright.errors import ConfigurationError, MissingExtraError
+from cachewright.events import BackgroundFailed, Hub
+from cachewright.runtime.base import drive
+from cachewright.runtime.threads import THREADS
 
 try:
     import celery

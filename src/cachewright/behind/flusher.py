@@ -13,15 +13,15 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from ..errors import ConfigurationError, FlushTimeout
-from ..events import BackgroundFailed, Hub
-from ..runtime.base import Job, Runtime, Waiter, drive
-from ..runtime.threads import THREADS
-from .buffers.base import Buffer, BufferStats, NewRecord
-from .intake import Intake
-from .rounds import AfterSave, Rounds
-from .saving import Savers
-from .types import BehindOptions
+from cachewright.behind.buffers.base import Buffer, BufferStats, NewRecord
+from cachewright.behind.intake import Intake
+from cachewright.behind.rounds import AfterSave, Rounds
+from cachewright.behind.saving import Savers
+from cachewright.behind.types import BehindOptions
+from cachewright.errors import ConfigurationError, FlushTimeout
+from cachewright.events import BackgroundFailed, Hub
+from cachewright.runtime.base import Job, Runtime, Waiter, drive
+from cachewright.runtime.threads import THREADS
 
 __all__ = ["Flusher", "FlusherStats", "Where", "find_flusher", "known_flushers"]
 

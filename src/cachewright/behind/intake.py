@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Sequence
 
-from ..errors import BufferFull
-from ..runtime.base import Runtime
-from .buffers.base import Buffer, NewRecord, Record
-from .types import BehindOptions
+from cachewright.behind.buffers.base import Buffer, NewRecord, Record
+from cachewright.behind.types import BehindOptions
+from cachewright.errors import BufferFull
+from cachewright.runtime.base import Runtime
 
 __all__ = ["Intake"]
 

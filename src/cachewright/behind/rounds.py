@@ -5,12 +5,12 @@ from __future__ import annotations
 import threading
 from collections.abc import Awaitable, Callable, Sequence
 
-from ..events import BackgroundFailed, DeadLetter, Hub, SaveFailed
-from ..runtime.base import Job, Runtime
-from .backoff import Backoff
-from .buffers.base import Ack, Buffer, Failure, Record
-from .saving import Outcome, Savers
-from .types import BehindOptions
+from cachewright.behind.backoff import Backoff
+from cachewright.behind.buffers.base import Ack, Buffer, Failure, Record
+from cachewright.behind.saving import Outcome, Savers
+from cachewright.behind.types import BehindOptions
+from cachewright.events import BackgroundFailed, DeadLetter, Hub, SaveFailed
+from cachewright.runtime.base import Job, Runtime
 
 __all__ = ["AfterSave", "Rounds"]
 

@@ -11,12 +11,12 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ..errors import ConfigurationError, NotSaved
-from ..options import MISSING
-from ..runtime.base import Runtime
-from ..runtime.threads import is_async
-from .buffers.base import Record
-from .types import Write
+from cachewright.behind.buffers.base import Record
+from cachewright.behind.types import Write
+from cachewright.errors import ConfigurationError, NotSaved
+from cachewright.options import MISSING
+from cachewright.runtime.base import Runtime
+from cachewright.runtime.threads import is_async
 
 __all__ = ["Outcome", "Savers", "takes_write"]
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, fields
 from typing import Any, Literal
 
-from ..errors import ConfigurationError
-from ..options import seconds
-from ..spelling import did_you_mean
+from cachewright.errors import ConfigurationError
+from cachewright.options import seconds
+from cachewright.spelling import did_you_mean
 
 __all__ = ["BehindOptions", "Write"]
 

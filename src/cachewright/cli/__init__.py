@@ -17,7 +17,7 @@ def main() -> None:
     except ImportError:
         print(MissingExtraError("the command line", "cli"), file=sys.stderr)
         raise SystemExit(2) from None
-    from .app import app
+    from cachewright.cli.app import app
 
     try:
         app()

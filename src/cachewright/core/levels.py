@@ -10,7 +10,7 @@ from collections.abc import Mapping
 
 from cachewright.core import slot as slots
 from cachewright.core.breaker import Level
-from cachewright.core.lease import Held, lease_life
+from cachewright.core.lease import Held, abandon_all, lease_life
 from cachewright.core.slot import Hit, StoredEntry, Take
 from cachewright.core.state import State, now_ms
 from cachewright.errors import TierUnavailable
@@ -60,7 +60,16 @@ async def place_leases(
             tokens.append(token)
     if not swaps:
         return {}
-    done = await level.swap(rt, swaps)
+    try:
+        done = await level.swap(rt, swaps)
+    except TierUnavailable:
+        if level.tier.sharded:
+            # Some nodes may have placed theirs: nobody else's load of those keys should wait for a whole life of them.
+            placed = zip(swaps, tokens, strict=True)
+            await abandon_all(
+                rt, [Held(state, level, s.key, t, s.new) for s, t in placed if s.new is not None]
+            )
+        raise
     return {
         swap.key: Held(state, level, swap.key, token, swap.new)
         for swap, token, swapped in zip(swaps, tokens, done, strict=True)

@@ -103,7 +103,9 @@ class AioRuntime:
 
         self.now = clock.now
         self.monotonic = clock.monotonic
-        self.random = random.random
+        self.random = (
+            random.Random().random
+        )  # of its own: a program that seeds the module must not seed our jitter
         self._tasks: set[asyncio.Task[None]] = set()  # a task nobody holds is collected half-way
 
     @staticmethod

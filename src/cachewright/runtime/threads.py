@@ -66,7 +66,9 @@ class ThreadRuntime:
     def __init__(self, clock: Clock = SYSTEM_CLOCK) -> None:
         self.now = clock.now
         self.monotonic = clock.monotonic
-        self.random = random.random
+        self.random = (
+            random.Random().random
+        )  # of its own: a program that seeds the module must not seed our jitter
 
     @staticmethod
     def new_id() -> bytes:

@@ -20,11 +20,11 @@ import socket
 import subprocess
 from pathlib import Path
 
-from ..errors import TierUnavailable
-from ..runtime.process import LOOPBACK, ServerProcess, as_user, free_port
-from ..tiers.embedded import ValkeyProcess
-from ..tiers.embedded_cluster import ClusterProcesses, EmbeddedCluster
-from ..tiers.redis_process import RedisProcess
+from cachewright.errors import TierUnavailable
+from cachewright.runtime.process import LOOPBACK, ServerProcess, as_user, free_port
+from cachewright.tiers.embedded import ValkeyProcess
+from cachewright.tiers.embedded_cluster import ClusterProcesses, EmbeddedCluster
+from cachewright.tiers.redis_process import RedisProcess
 
 __all__ = [
     "EmbeddedCluster",

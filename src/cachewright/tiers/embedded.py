@@ -30,9 +30,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Self
 
-from ..errors import MissingExtraError, TierProtocolError, TierUnavailable
-from ..runtime.process import LOOPBACK, wait_until
-from .redis_process import RedisProcess, ask
+from cachewright.errors import MissingExtraError, TierProtocolError, TierUnavailable
+from cachewright.runtime.process import LOOPBACK, wait_until
+from cachewright.tiers.redis_process import RedisProcess, ask
 
 __all__ = ["EmbeddedServer", "ValkeyProcess", "valkey_binary"]
 

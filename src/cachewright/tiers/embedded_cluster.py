@@ -11,10 +11,10 @@ from collections.abc import Callable
 from functools import partial
 from typing import Self
 
-from ..errors import TierProtocolError, TierUnavailable
-from ..runtime.process import free_port, wait_until
-from .embedded import ValkeyProcess
-from .redis_process import RedisProcess, fields
+from cachewright.errors import TierProtocolError, TierUnavailable
+from cachewright.runtime.process import free_port, wait_until
+from cachewright.tiers.embedded import ValkeyProcess
+from cachewright.tiers.redis_process import RedisProcess, fields
 
 __all__ = ["ClusterProcesses", "EmbeddedCluster"]
 

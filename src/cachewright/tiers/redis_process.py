@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import IO
 from urllib.parse import quote
 
-from ..errors import TierProtocolError, TierUnavailable
-from ..runtime.process import LOOPBACK, ServerProcess, free_port
+from cachewright.errors import TierProtocolError, TierUnavailable
+from cachewright.runtime.process import LOOPBACK, ServerProcess, free_port
 
 __all__ = ["RedisProcess", "Reply", "ask"]
 

@@ -22,8 +22,7 @@ from cachewright.testing.servers import (
 from cachewright.tiers.embedded import ValkeyProcess
 from cachewright.tiers.embedded_cluster import ClusterProcesses, EmbeddedCluster
 from cachewright.tiers.redis_process import RedisProcess
-
-from .plain_memcached import PlainMemcached
+from cachewright.tour.plain_memcached import PlainMemcached
 
 __all__ = ["Choice", "Engine", "Engines"]
 

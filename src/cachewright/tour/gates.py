@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 
-from .origin import Origin, User
+from cachewright.tour.origin import Origin, User
 
 __all__ = ["HeldSave", "SlowLoad"]
 

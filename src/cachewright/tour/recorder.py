@@ -13,10 +13,9 @@ from typing import Any, TypeVar
 from cachewright.core.edit import Inspection
 from cachewright.options import MISSING
 from cachewright.runtime.process import LOOPBACK
-
-from .model import Side, Span, Step, TierRow
-from .origin import Origin, User, marks
-from .words import duration
+from cachewright.tour.model import Side, Span, Step, TierRow
+from cachewright.tour.origin import Origin, User, marks
+from cachewright.tour.words import duration
 
 __all__ = ["Recorder", "show", "told"]
 

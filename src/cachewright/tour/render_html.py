@@ -9,9 +9,9 @@ import tokenize
 from html import escape
 from pathlib import Path
 
-from .model import SceneResult, Side, TourResult
-from .timeline import KINDS, time_line
-from .words import duration, result_word, tier_line
+from cachewright.tour.model import SceneResult, Side, TourResult
+from cachewright.tour.timeline import KINDS, time_line
+from cachewright.tour.words import duration, result_word, tier_line
 
 __all__ = ["page", "write_page"]
 

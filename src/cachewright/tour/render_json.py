@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 
-from .model import SceneResult, TourResult
+from cachewright.tour.model import SceneResult, TourResult
 
 __all__ = ["JsonListener"]
 

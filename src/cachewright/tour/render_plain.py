@@ -6,8 +6,8 @@ import sys
 import textwrap
 from typing import TextIO
 
-from .model import SceneResult, Side, TourResult
-from .words import duration, result_word, tier_line, verdict
+from cachewright.tour.model import SceneResult, Side, TourResult
+from cachewright.tour.words import duration, result_word, tier_line, verdict
 
 __all__ = ["PlainListener"]
 

@@ -10,8 +10,8 @@ from rich.syntax import Syntax
 from rich.table import Table
 from rich.text import Text
 
-from .model import SceneResult, Side, Step, TourResult
-from .words import duration, life, result_word
+from cachewright.tour.model import SceneResult, Side, Step, TourResult
+from cachewright.tour.words import duration, life, result_word
 
 __all__ = ["RichListener"]
 

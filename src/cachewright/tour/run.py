@@ -13,12 +13,11 @@ from typing import Protocol
 
 from cachewright import __version__
 from cachewright.errors import ConfigurationError
-
-from .engines import Choice, Engines
-from .model import SceneResult, Span, TourResult
-from .origin import Origin
-from .scenes import all_scenes
-from .stage import Scene, Stage
+from cachewright.tour.engines import Choice, Engines
+from cachewright.tour.model import SceneResult, Span, TourResult
+from cachewright.tour.origin import Origin
+from cachewright.tour.scenes import all_scenes
+from cachewright.tour.stage import Scene, Stage
 
 __all__ = ["Listener", "play_tour"]
 

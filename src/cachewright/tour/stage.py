@@ -16,11 +16,10 @@ from typing import Any
 from cachewright import Cache
 from cachewright.errors import MissingExtraError
 from cachewright.events import Event, Loaded, StaleServed
-
-from .engines import Engines
-from .model import Comparison, SceneResult
-from .origin import Origin, marks
-from .recorder import Recorder
+from cachewright.tour.engines import Engines
+from cachewright.tour.model import Comparison, SceneResult
+from cachewright.tour.origin import Origin, marks
+from cachewright.tour.recorder import Recorder
 
 __all__ = ["Scene", "Stage"]
 

@@ -6,8 +6,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from html import escape
 
-from .model import SceneResult, Side, Span
-from .words import duration
+from cachewright.tour.model import SceneResult, Side, Span
+from cachewright.tour.words import duration
 
 __all__ = ["KINDS", "time_line"]
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from .model import Step, TierRow
+from cachewright.tour.model import Step, TierRow
 
 __all__ = ["count", "duration", "life", "result_word", "tier_line", "verdict"]
 

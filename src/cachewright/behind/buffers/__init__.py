@@ -6,9 +6,9 @@ import os
 from pathlib import Path
 from urllib.parse import parse_qsl, quote, unquote
 
-from ...errors import ConfigurationError
-from ...spelling import did_you_mean
-from .base import Buffer
+from cachewright.behind.buffers.base import Buffer
+from cachewright.errors import ConfigurationError
+from cachewright.spelling import did_you_mean
 
 __all__ = ["default_buffer_url", "open_buffer"]
 
@@ -71,7 +71,7 @@ def open_buffer(
     for name in parameters:
         hint = did_you_mean(name, ["synchronous", "busy"])
         raise ConfigurationError(f"buffer={url!r}: there is no parameter {name!r}{hint}")
-    from .sqlite import SQLiteBuffer
+    from cachewright.behind.buffers.sqlite import SQLiteBuffer
 
     # a tier's URL is read the same way: what follows the third slash is the path
     path = Path(unquote(place[1:])).expanduser()

@@ -27,7 +27,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from ...runtime.base import Runtime
+from cachewright.runtime.base import Runtime
 
 __all__ = ["Ack", "Buffer", "BufferStats", "Failure", "NewRecord", "Record", "State"]
 

@@ -11,11 +11,9 @@ from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
-from ...errors import BufferFull, NotDirtyError
-from ...runtime.base import Runtime
-from .base import Ack, Buffer, BufferStats, Failure, NewRecord, Record
-from .holder import is_dead, this_process
-from .sqlite_schema import (
+from cachewright.behind.buffers.base import Ack, Buffer, BufferStats, Failure, NewRecord, Record
+from cachewright.behind.buffers.holder import is_dead, this_process
+from cachewright.behind.buffers.sqlite_schema import (
     COLUMNS,
     HELD,
     RETRY_NEWER,
@@ -28,6 +26,8 @@ from .sqlite_schema import (
     marks,
     shared_file,
 )
+from cachewright.errors import BufferFull, NotDirtyError
+from cachewright.runtime.base import Runtime
 
 T = TypeVar("T")
 

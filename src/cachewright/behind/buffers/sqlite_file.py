@@ -22,8 +22,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
-from ...errors import BufferUnavailable, CacheError, ConfigurationError
-from ...runtime.base import Runtime, Waiter
+from cachewright.errors import BufferUnavailable, CacheError, ConfigurationError
+from cachewright.runtime.base import Runtime, Waiter
 
 T = TypeVar("T")
 

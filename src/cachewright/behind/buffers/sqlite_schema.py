@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .base import Record, State
-from .sqlite_file import SQLiteFile
+from cachewright.behind.buffers.base import Record, State
+from cachewright.behind.buffers.sqlite_file import SQLiteFile
 
 __all__ = [
     "COLUMNS",

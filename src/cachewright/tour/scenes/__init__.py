@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from importlib import import_module
 
-from ..stage import Scene
+from cachewright.tour.stage import Scene
 
 __all__ = ["all_scenes"]
 

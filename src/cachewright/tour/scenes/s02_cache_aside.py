@@ -8,11 +8,10 @@ from collections.abc import Callable
 from typing import Any
 
 from cachewright import Cache
-
-from ..gates import SlowLoad
-from ..origin import Database, User
-from ..recorder import Recorder, show
-from ..stage import Scene, Stage
+from cachewright.tour.gates import SlowLoad
+from cachewright.tour.origin import Database, User
+from cachewright.tour.recorder import Recorder, show
+from cachewright.tour.stage import Scene, Stage
 
 
 def ours(cache: Cache, database: Database, user_id: int) -> tuple[Callable[..., User], Callable[..., None]]:

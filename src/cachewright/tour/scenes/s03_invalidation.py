@@ -8,11 +8,10 @@ from collections.abc import Callable
 from typing import Any
 
 from cachewright import Cache
-
-from ..gates import HeldSave
-from ..origin import Database, User
-from ..recorder import Recorder, show
-from ..stage import Scene, Stage
+from cachewright.tour.gates import HeldSave
+from cachewright.tour.origin import Database, User
+from cachewright.tour.recorder import Recorder, show
+from cachewright.tour.stage import Scene, Stage
 
 
 def ours(cache: Cache, database: Database) -> tuple[Any, Callable[[int, User], None]]:

@@ -6,8 +6,7 @@ import time
 from typing import Any
 
 from cachewright import Cache, Entry
-
-from ..stage import Scene, Stage
+from cachewright.tour.stage import Scene, Stage
 
 KEYS = 300
 TTL = 1.5

@@ -8,11 +8,10 @@ from collections.abc import Callable
 from typing import Any
 
 from cachewright import Cache
-
-from ..origin import Origin, User
-from ..recorder import show
-from ..stage import Scene, Stage
-from ..words import count, duration
+from cachewright.tour.origin import Origin, User
+from cachewright.tour.recorder import show
+from cachewright.tour.stage import Scene, Stage
+from cachewright.tour.words import count, duration
 
 TTL = 0.4
 CALLS = 6

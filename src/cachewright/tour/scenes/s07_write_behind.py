@@ -10,15 +10,14 @@ from queue import Queue
 from cachewright.behind.celery import install
 from cachewright.errors import FlushTimeout
 from cachewright.events import DeadLetter, Event
-
-from ..gates import HeldSave
-from ..origin import User
-from ..processes import TourProcess
-from ..recorder import show
-from ..shop import app, get_textbook, put_textbook, save_textbook, users_to_write
-from ..shop import ours as users_saved_behind
-from ..stage import Scene, Stage
-from ..words import count
+from cachewright.tour.gates import HeldSave
+from cachewright.tour.origin import User
+from cachewright.tour.processes import TourProcess
+from cachewright.tour.recorder import show
+from cachewright.tour.shop import app, get_textbook, put_textbook, save_textbook, users_to_write
+from cachewright.tour.shop import ours as users_saved_behind
+from cachewright.tour.stage import Scene, Stage
+from cachewright.tour.words import count
 
 MODULE = "cachewright.tour.shop"
 WRITES = 5

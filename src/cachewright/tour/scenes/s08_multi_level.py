@@ -8,11 +8,10 @@ from collections.abc import Callable
 from typing import Any
 
 from cachewright import Cache
-
-from ..origin import Database, User
-from ..plain_memcached import PlainMemcached
-from ..recorder import show
-from ..stage import Scene, Stage
+from cachewright.tour.origin import Database, User
+from cachewright.tour.plain_memcached import PlainMemcached
+from cachewright.tour.recorder import show
+from cachewright.tour.stage import Scene, Stage
 
 TTL = 3.0
 EVICTED_AT = 1.5

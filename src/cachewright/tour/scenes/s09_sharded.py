@@ -13,10 +13,9 @@ from cachewright import Cache
 from cachewright.errors import MissingExtraError
 from cachewright.keys import physical_key
 from cachewright.tiers.embedded_cluster import ClusterProcesses
-
-from ..origin import Database, User
-from ..stage import Scene, Stage
-from ..words import count, duration
+from cachewright.tour.origin import Database, User
+from cachewright.tour.stage import Scene, Stage
+from cachewright.tour.words import count, duration
 
 CALLERS = 30
 KEYS = 60

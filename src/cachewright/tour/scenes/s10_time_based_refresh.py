@@ -6,11 +6,11 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from ..fleet import EVERY, ours, textbook
-from ..processes import TourProcess
-from ..recorder import Recorder
-from ..stage import Scene, Stage
-from ..words import count
+from cachewright.tour.fleet import EVERY, ours, textbook
+from cachewright.tour.processes import TourProcess
+from cachewright.tour.recorder import Recorder
+from cachewright.tour.stage import Scene, Stage
+from cachewright.tour.words import count
 
 MODULE = "cachewright.tour.fleet"
 PROCESSES = 3
