@@ -319,6 +319,7 @@ def test_a_forked_child_flushes_for_itself(yard):
     drive(flusher.flush(THREADS, 30))
     pid = os.fork()
     if pid == 0:
+        signal.alarm(30)  # a child that hangs must not outlive the test
         code = 1
         try:
             drive(flusher.accept(THREADS, [NewRecord("child", b"child", b"2")]))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import signal
 import sqlite3
 import stat
 import subprocess
@@ -349,6 +350,7 @@ def test_a_forked_child_and_its_parent_both_go_on(tmp_path):
         for n in range(5):
             pid = os.fork()
             if pid == 0:
+                signal.alarm(30)  # a child that hangs must not outlive the test
                 code = 1
                 try:
                     for m in range(20):

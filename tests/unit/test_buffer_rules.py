@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 
@@ -392,6 +393,7 @@ def test_a_claim_of_a_dead_process_is_free_at_once(desk, tmp_path):
     desk.put("a")
     pid = os.fork()
     if pid == 0:
+        signal.alarm(30)  # a child that hangs must not outlive the test
         desk.claim(b"flusher0")
         os._exit(0)
     os.waitpid(pid, 0)
