@@ -5,7 +5,8 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass
+
+import msgspec
 
 __all__ = [
     "BackgroundFailed",
@@ -26,13 +27,11 @@ __all__ = [
 log = logging.getLogger("cachewright")
 
 
-@dataclass(frozen=True, slots=True)
-class Event:
+class Event(msgspec.Struct, frozen=True):
     """Base of all events."""
 
 
-@dataclass(frozen=True, slots=True)
-class Loaded(Event):
+class Loaded(Event, frozen=True):
     """A loader returned; ``stored`` says whether the cache took the value."""
 
     key: str
@@ -40,31 +39,27 @@ class Loaded(Event):
     stored: bool
 
 
-@dataclass(frozen=True, slots=True)
-class LoadFailed(Event):
+class LoadFailed(Event, frozen=True):
     """A loader raised; the caller got this error, or a stale value."""
 
     key: str
     error: BaseException
 
 
-@dataclass(frozen=True, slots=True)
-class StaleServed(Event):
+class StaleServed(Event, frozen=True):
     """A stale value was served; ``why`` is ``"revalidate"``, ``"error"`` or ``"timeout"``."""
 
     key: str
     why: str
 
 
-@dataclass(frozen=True, slots=True)
-class LeaseLost(Event):
+class LeaseLost(Event, frozen=True):
     """A load ended and its lease was gone: the value went to the caller and not into the cache."""
 
     key: str
 
 
-@dataclass(frozen=True, slots=True)
-class DecodeFailed(Event):
+class DecodeFailed(Event, frozen=True):
     """A stored payload could not be read; it counted as a miss."""
 
     key: str
@@ -72,8 +67,7 @@ class DecodeFailed(Event):
     error: BaseException
 
 
-@dataclass(frozen=True, slots=True)
-class TierFailed(Event):
+class TierFailed(Event, frozen=True):
     """One operation on a tier failed."""
 
     tier: str
@@ -81,24 +75,21 @@ class TierFailed(Event):
     error: BaseException
 
 
-@dataclass(frozen=True, slots=True)
-class BreakerChanged(Event):
+class BreakerChanged(Event, frozen=True):
     """A tier's circuit breaker opened or closed."""
 
     tier: str
     open: bool
 
 
-@dataclass(frozen=True, slots=True)
-class RefreshFailed(Event):
+class RefreshFailed(Event, frozen=True):
     """A scheduled or background refresh failed; the last good value stays."""
 
     key: str
     error: BaseException
 
 
-@dataclass(frozen=True, slots=True)
-class SaveFailed(Event):
+class SaveFailed(Event, frozen=True):
     """A flusher's save failed and will be tried again at ``retry_in`` seconds from now."""
 
     repository: str
@@ -108,8 +99,7 @@ class SaveFailed(Event):
     retry_in: float
 
 
-@dataclass(frozen=True, slots=True)
-class DeadLetter(Event):
+class DeadLetter(Event, frozen=True):
     """A record was given up after ``max_attempts``; it stays in the buffer until replayed or discarded."""
 
     repository: str
@@ -118,8 +108,7 @@ class DeadLetter(Event):
     attempts: int
 
 
-@dataclass(frozen=True, slots=True)
-class BackgroundFailed(Event):
+class BackgroundFailed(Event, frozen=True):
     """Background work of ours raised; ``where`` names it."""
 
     where: str

@@ -6,7 +6,6 @@ work is an error at import and not in production.
 
 from __future__ import annotations
 
-import hashlib
 import inspect
 import re
 import types
@@ -231,6 +230,8 @@ class _AutomaticKey(KeyMaker):
         size = len(text) if text.isascii() else len(text.encode())
         if size > AUTOMATIC_LIMIT:
             # An unhashed key has "(" behind the prefix and ends in ")".
+            import hashlib  # few keys are that long
+
             return check_key(f"{self.prefix}#{hashlib.sha256(text.encode()).hexdigest()}")
         return check_key(f"{self.prefix}({text})")
 

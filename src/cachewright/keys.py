@@ -7,7 +7,6 @@ namespace holds no ``:``, no two namespaces can meet either.
 
 from __future__ import annotations
 
-import hashlib
 import re
 from collections.abc import Iterable
 from typing import Literal
@@ -157,4 +156,6 @@ def memcached_key(physical: str) -> bytes:
     if _MEMCACHED_PLAIN(physical):
         return physical.encode("ascii")
     namespace, kind, _ = physical.split(":", 2)
+    import hashlib  # few keys are that long
+
     return f"{namespace}:h:{kind}{hashlib.sha256(physical.encode()).hexdigest()}".encode("ascii")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterable
 
 __all__ = ["did_you_mean"]
@@ -13,6 +12,7 @@ def did_you_mean(word: str, options: Iterable[str]) -> str:
 
     Case and ``-``/``_`` are not held against the writer.
     """
+    import difflib  # only for who made a mistake
 
     def plain(text: str) -> str:
         return text.casefold().replace("-", "_")

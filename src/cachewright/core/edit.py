@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
 import msgspec
@@ -109,8 +108,7 @@ async def incr(state: State, rt: Runtime, key: str, delta: float) -> float:
     return result[0]
 
 
-@dataclass(frozen=True, slots=True)
-class TierView:
+class TierView(msgspec.Struct, frozen=True):
     """What one tier holds for a key.
 
     Attributes:
@@ -140,12 +138,11 @@ class TierView:
     retry_in: float = 0.0
 
 
-@dataclass(frozen=True, slots=True)
-class Inspection:
+class Inspection(msgspec.Struct, frozen=True):
     """What every tier holds for a key, nearest first; nothing was touched by looking."""
 
     key: str
-    tiers: tuple[TierView, ...] = field(default=())
+    tiers: tuple[TierView, ...] = ()
 
     @property
     def state(self) -> str:

@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
 from typing import Any
+
+import msgspec
+from msgspec.structs import replace
 
 from cachewright.core import slot as slots
 from cachewright.core.flight import Flight, LoadContext, Outcome, Phase
@@ -30,8 +32,7 @@ __all__ = ["Leading", "Plan"]
 NO_MARK = bytes(8)
 
 
-@dataclass(frozen=True, slots=True)
-class Plan:
+class Plan(msgspec.Struct, frozen=True):
     """One load as it was asked for.
 
     Attributes:
@@ -54,8 +55,7 @@ class Plan:
 Result = tuple[Outcome, Any]
 
 
-@dataclass(frozen=True, slots=True)
-class _Won:
+class _Won(msgspec.Struct, frozen=True):
     """The lease is ours."""
 
     held: Held
@@ -63,21 +63,27 @@ class _Won:
     marks: dict[str, bytes]
 
 
-@dataclass(slots=True)
 class Leading:
     """One leader's way through one load. ``refresh_behind`` starts a refresh that flies alone."""
 
-    state: State
-    rt: Runtime
-    plan: Plan
-    flight: Flight
-    refresh_behind: Callable[[State, Runtime, Plan], None]
-    watch: Watch = field(default_factory=Watch)
-    ticket: Ticket | None = None
-    generations: Mapping[str, Generation] = field(default_factory=dict)
-    stale: Any = MISSING
-    unreadable: bytes | None = None  # nonce of a slot whose payload could not be read: as good as absent
-    waiting: bool = False
+    def __init__(
+        self,
+        state: State,
+        rt: Runtime,
+        plan: Plan,
+        flight: Flight,
+        refresh_behind: Callable[[State, Runtime, Plan], None],
+    ) -> None:
+        self.state, self.rt, self.plan, self.flight = state, rt, plan, flight
+        self.refresh_behind = refresh_behind
+        self.watch = Watch()
+        self.ticket: Ticket | None = None
+        self.generations: Mapping[str, Generation] = {}
+        self.stale: Any = MISSING
+        self.unreadable: bytes | None = (
+            None  # nonce of a slot whose payload could not be read: as good as absent
+        )
+        self.waiting = False
 
     async def run(self) -> Result:
         """Rounds of reading until there is a value or the load is ours."""

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any
+
+import msgspec
 
 from cachewright.core.flight import LoadContext, loading
 from cachewright.core.state import State
@@ -17,8 +18,7 @@ __all__ = ["Loaded", "late_tags_hold", "run_loader"]
 CLOCK_TAG = "\0clock"  # its generation is set only to learn the server's time
 
 
-@dataclass(frozen=True, slots=True)
-class Loaded:
+class Loaded(msgspec.Struct, frozen=True):
     """What a loader returned.
 
     Attributes:
