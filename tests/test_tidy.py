@@ -38,6 +38,7 @@ LAYERS = [
     r"wrappers|write_\w+",
     r"decorator\w*|repository\w*|schedule\w*",
     r"strategies",
+    r"cache_aside",
     r"urls|environment",
     r"cache|cache_\w+",
     r"",  # cachewright itself
@@ -106,7 +107,9 @@ def test_imports_only_go_down(module: str):
 
 
 def test_there_are_no_import_circles():
-    graph = {module: {target for _, target in imports(module)} & MODULES.keys() - {module} for module in MODULES}
+    graph = {
+        module: {target for _, target in imports(module)} & MODULES.keys() - {module} for module in MODULES
+    }
     done: set[str] = set()
 
     def visit(module: str, way: tuple[str, ...]) -> None:

@@ -5,10 +5,11 @@ from __future__ import annotations
 import os
 import time
 import weakref
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from datetime import timedelta
 from typing import Any, Literal, Self, TypeVar, Unpack
 
+from cachewright.cache_aside import CacheAside
 from cachewright.codecs.base import Codec
 from cachewright.codecs.pipeline import make_pipeline
 from cachewright.core.breaker import Level
@@ -23,7 +24,6 @@ from cachewright.runtime.aio import AIO, AioRuntime
 from cachewright.runtime.base import Clock, Runtime, drive
 from cachewright.runtime.threads import SYSTEM_CLOCK, THREADS, ThreadRuntime
 from cachewright.spelling import did_you_mean
-from cachewright.strategies import Strategies
 from cachewright.tiers.base import Tier
 from cachewright.tiers.memory import MemoryTier
 from cachewright.urls import make_tiers
@@ -34,7 +34,7 @@ T = TypeVar("T")
 LOCAL_TTL = 5.0
 
 
-class Cache(Strategies):
+class Cache(CacheAside):
     """A chain of tiers, for threads and event loops at once.
 
     Every method that does I/O has a twin with an ``a`` in front, to be awaited. Nothing connects and no thread starts
@@ -99,11 +99,9 @@ class Cache(Strategies):
         super().__init__(Engine(state), threads, aio)
         self._threads: Runtime = threads
         self._aio: Runtime = aio
-        memory = chain.memory
-        self._memory = memory
-        self._table = memory.table if memory is not None and not copy else {}
+
+        self._table = self._memory.table if self._memory is not None and not copy else {}
         self._monotonic = time.monotonic if system else clock.monotonic
-        self._stats = state.stats
         _CACHES.add(self)
 
     @classmethod
@@ -134,15 +132,6 @@ class Cache(Strategies):
         return self.engine.state.hub
 
     # ------------------------------------------------------------------------------------------- reading
-
-    def _local(self, key: str, type_: Any) -> Any:
-        """The fresh value that process memory holds, or `MISSING`. No lock, no coroutine."""
-        if self._memory is None or key.__class__ is not str:
-            return MISSING
-        value = self._memory.peek(key, type_)
-        if value is not MISSING:
-            self._stats.local_hits += 1
-        return value
 
     def get(self, key: str, default: Any = None, *, type: Any = None) -> Any:
         """The fresh value of ``key``, or ``default``. Never waits for a load.
@@ -189,59 +178,6 @@ class Cache(Strategies):
         rest = [key for key in names if key not in found]
         if rest:
             found.update(await self.engine.get_many(rt, rest, self._typed(type_)))
-        return {key: found[key] for key in names if key in found}
-
-    def get_or_set(self, key: str, loader: Callable[[], Any], **options: Unpack[Freshness]) -> Any:
-        """The value of ``key``; where it is not cached, ``loader()`` runs once for all who ask.
-
-        Args:
-            key: the key.
-            loader: takes nothing; returns the value, or an `Entry` that says how long it is good.
-            **options: freshness options of this load.
-
-        Raises:
-            LoadTimeout: ``load_timeout`` passed and no stale value may be used.
-            RecursiveLoadError: the loader asked for its own key.
-            Exception: whatever the loader raised, where no stale value may be used.
-        """
-        return drive(self._get_or_set(self._threads, key, loader, options))
-
-    async def aget_or_set(self, key: str, loader: Callable[[], Any], **options: Unpack[Freshness]) -> Any:
-        """`get_or_set`, awaited; an ``async def`` loader is awaited, a plain one runs in a worker thread."""
-        return await self._get_or_set(self._aio, key, loader, options)
-
-    async def _get_or_set(self, rt: Runtime, key: str, loader: Callable[[], Any], given: Freshness) -> Any:
-        merged = self._load_options(given, loader)
-        value = self._local(key, merged.type)
-        if value is not MISSING:
-            return value
-        return await self.engine.load(rt, check_key(key), loader, merged)
-
-    def get_or_set_many(
-        self, keys: Iterable[str], loader: Callable[[list[str]], Any], **options: Unpack[Freshness]
-    ) -> dict[str, Any]:
-        """The values of many keys; ``loader(missing_keys)`` returns a mapping for all that is not cached.
-
-        A key that it leaves out is absent and not stored; an exception instance as a value fails that key alone (it is
-        raised after the others were stored).
-        """
-        return drive(self._get_or_set_many(self._threads, keys, loader, options))
-
-    async def aget_or_set_many(
-        self, keys: Iterable[str], loader: Callable[[list[str]], Any], **options: Unpack[Freshness]
-    ) -> dict[str, Any]:
-        """`get_or_set_many`, awaited."""
-        return await self._get_or_set_many(self._aio, keys, loader, options)
-
-    async def _get_or_set_many(
-        self, rt: Runtime, keys: Iterable[str], loader: Callable[[list[str]], Any], given: Freshness
-    ) -> dict[str, Any]:
-        merged = self._load_options(given, loader, many=True)
-        names = check_keys(keys)
-        found = {key: value for key in names if (value := self._local(key, merged.type)) is not MISSING}
-        rest = [key for key in names if key not in found]
-        if rest:
-            found.update(await self.engine.load_many(rt, rest, loader, merged))
         return {key: found[key] for key in names if key in found}
 
     # ------------------------------------------------------------------------------------------- changing

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, assert_type
 
-from cachewright import Cache, CachedFunction, CacheInfo, Inspection, Retry
+from cachewright import Cache, CachedFunction, CacheInfo, Entry, Inspection, Retry
 
 
 @dataclass
@@ -143,7 +143,7 @@ async def keys() -> None:
     cache.set("k", 1, tll=5)  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
     cache.set("k", 1, ttl="5")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
     cache.get(1)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
-    cache.get_or_set("k", 1)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+    cache.get_or_set("k", 1)  # type: ignore[call-overload]  # pyright: ignore[reportCallIssue, reportArgumentType]
     Cache("memory://", on_outage="ignore")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
 
 
@@ -186,3 +186,29 @@ async def repositories() -> None:
     users.get("1")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
     users.put(1, "Ada")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
     await later.aput(1, None)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+
+
+def number() -> int:
+    return 1
+
+
+def named() -> Entry[str]:
+    return Entry("x", ttl=3)
+
+
+async def awaited_number() -> int:
+    return 1
+
+
+async def awaited_named() -> Entry[str]:
+    return Entry("x")
+
+
+async def loaders() -> None:
+    """What a loader returns, bare or as an `Entry`, awaited or not, is what comes back."""
+    assert_type(cache.get_or_set("k", number), int)
+    assert_type(cache.get_or_set("k", named), str)
+    assert_type(await cache.aget_or_set("k", awaited_number), int)
+    assert_type(await cache.aget_or_set("k", awaited_named), str)
+    assert_type(await cache.aget_or_set("k", number), int)
+    assert_type(cache.get_or_set_many(["k"], lambda keys: dict.fromkeys(keys, 1)), dict[str, int])
