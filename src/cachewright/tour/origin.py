@@ -26,7 +26,7 @@ _FIRST = (
     "Ada",
     "Alan",
     "Barbara",
-    "Claude",
+    "Charles",
     "Donald",
     "Edsger",
     "Frances",
