@@ -44,9 +44,11 @@ test-all: test .venv-3.12/.ready .venv-3.13/.ready ## the suite on 3.11, 3.12 an
 	done
 
 check: $(VENV)/.ready ## lint, format and types
-	@$(BIN)/ruff check .
-	@$(BIN)/ruff format --check -q . || { echo "format: run $(BIN)/ruff format ."; exit 1; }
-	@$(BIN)/mypy
+	@result=0; \
+	$(BIN)/ruff check . || result=1; \
+	$(BIN)/ruff format --check -q . || { echo "format: run $(BIN)/ruff format ."; result=1; }; \
+	$(BIN)/mypy || result=1; \
+	exit $$result
 
 bench: $(VENV)/.ready servers ## side by side with peers, as ratios of one run
 	@$(BIN)/python -m benchmarks $(ARGS)

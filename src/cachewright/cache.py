@@ -7,7 +7,7 @@ import time
 import weakref
 from collections.abc import Iterable, Mapping
 from datetime import timedelta
-from typing import Any, Literal, Self, TypeVar, Unpack
+from typing import Any, Literal, Self, TypeVar, Unpack, overload
 
 from cachewright.cache_aside import CacheAside
 from cachewright.codecs.base import Codec
@@ -30,6 +30,7 @@ from cachewright.urls import make_tiers
 
 __all__ = ["Cache"]
 
+D = TypeVar("D")
 T = TypeVar("T")
 LOCAL_TTL = 5.0
 
@@ -133,6 +134,15 @@ class Cache(CacheAside):
 
     # ------------------------------------------------------------------------------------------- reading
 
+    @overload
+    def get(self, key: str, default: D, *, type: type[T]) -> T | D: ...
+
+    @overload
+    def get(self, key: str, *, type: type[T]) -> T | None: ...
+
+    @overload
+    def get(self, key: str, default: Any = None, *, type: Any = None) -> Any: ...
+
     def get(self, key: str, default: Any = None, *, type: Any = None) -> Any:
         """The fresh value of ``key``, or ``default``. Never waits for a load.
 
@@ -144,12 +154,21 @@ class Cache(CacheAside):
         node = self._table.get(key) if key.__class__ is str else None
         if node is not None and type is None:
             value = node.value
-            if node.deadline > self._monotonic():
+            if node.untyped > self._monotonic():
                 if node.mark < 3:
                     node.mark += 1
                 self._stats.local_hits += 1
                 return value
         return drive(self._get(self._threads, key, default, type))
+
+    @overload
+    async def aget(self, key: str, default: D, *, type: type[T]) -> T | D: ...
+
+    @overload
+    async def aget(self, key: str, *, type: type[T]) -> T | None: ...
+
+    @overload
+    async def aget(self, key: str, default: Any = None, *, type: Any = None) -> Any: ...
 
     async def aget(self, key: str, default: Any = None, *, type: Any = None) -> Any:
         """`get`, awaited."""

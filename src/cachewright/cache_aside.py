@@ -6,7 +6,8 @@ from collections.abc import Awaitable, Callable, Iterable, Mapping
 from typing import Any, TypeVar, Unpack, overload
 
 from cachewright.core.engine import Engine
-from cachewright.keys import check_key, check_keys
+from cachewright.errors import ConfigurationError
+from cachewright.keys import check_key, check_keys, shorten
 from cachewright.options import MISSING, Entry, Freshness
 from cachewright.runtime.base import Runtime, drive
 from cachewright.strategies import Strategies
@@ -77,6 +78,10 @@ class CacheAside(Strategies):
         return await self._get_or_set(self._aio, key, loader, options)
 
     async def _get_or_set(self, rt: Runtime, key: str, loader: Callable[[], Any], given: Freshness) -> Any:
+        if not callable(loader):
+            raise ConfigurationError(
+                f"get_or_set({shorten(key)}, {shorten(loader)}): the second argument is a function"
+            )
         merged = self._load_options(given, loader)
         value = self._local(key, merged.type)
         if value is not MISSING:

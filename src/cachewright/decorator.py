@@ -55,6 +55,9 @@ class CachedFunction(Generic[P, R_co]):
         self._part = part
         functools.update_wrapper(cast(Any, self), part.function)
 
+    def __repr__(self) -> str:
+        return f"<cached {self._part.maker.name} key={self._part.maker.template or 'automatic'}>"
+
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R_co:
         """The cached result."""
         return cast(R_co, self._part.call(args, kwargs))
@@ -158,6 +161,11 @@ class Decorated:
             self._options = replace(self._options, type=loader_type(self.function, wrappers=(Entry,)))
             self._typed = True
         return self._options
+
+    @property
+    def total_hits(self) -> int:
+        """Hits in this process's memory."""
+        return self.hits() + self.counts["hits"]
 
     def bound_to(self, instance: object) -> Decorated:
         """The same for a method of ``instance``."""
@@ -275,9 +283,8 @@ class Decorated:
     def cache_info(self) -> CacheInfo:
         memory = self.memory
         size = memory.tagged(self.own_tag) if memory is not None else 0
-        hits = self.hits() + self.counts["hits"]
         return CacheInfo(
-            hits, self.counts["misses"], memory.max_entries if memory is not None else None, size
+            self.total_hits, self.counts["misses"], memory.max_entries if memory is not None else None, size
         )
 
     def cache_clear(self) -> None:
@@ -315,12 +322,14 @@ def decorate(
             f"{function_name(function)} is a generator: cache a function that returns a list"
         )
     maker = build_key_maker(function, key, ignore)
+    if maker.prefix and getattr(function, "__closure__", None):
+        _refuse_namesake(engine, function, maker)
     plain = tuple(tag for tag in options.tags if "{" not in tag)
     templates = tuple(build_key_maker(function, tag) for tag in options.tags if "{" in tag)
     part = Decorated(
         function, engine, threads, aio, replace(options, tags=plain), maker, templates, typed=typed
     )
-    engine.state.hit_counters.append(lambda: part.hits() + part.counts["hits"])
+    engine.state.decorated.add(part)
     if _takes_owner(function):
         return CachedFunction[Any, Any](part)
     wrapper = make_wrapper(part)
@@ -328,6 +337,16 @@ def decorate(
     for name in _ATTRIBUTES:
         setattr(wrapper, name, getattr(part, name))
     return wrapper
+
+
+def _refuse_namesake(engine: Engine, function: Callable[..., Any], maker: KeyMaker) -> None:
+    """Two closures that one factory made share their name and so their automatic keys, but not what they close over."""
+    for other in engine.state.decorated:
+        if other.maker.prefix == maker.prefix and other.function is not function:
+            raise ConfigurationError(
+                f"{maker.name} is cached already and closes over variables of its own: the two would share their "
+                'entries; give each a key= that tells them apart, such as key=f"rates-{currency}:{{day}}"'
+            )
 
 
 def _takes_owner(function: Callable[..., Any]) -> bool:

@@ -298,6 +298,12 @@ def build_key_maker(
             raise ConfigurationError(
                 f"{label}: {both[0]!r} is in the key {key!r} and in ignore=; take it out of one"
             )
+        left = [name for name in maker.parameters if name not in ignore]
+        if left and not maker.keyed:
+            raise ConfigurationError(
+                f"{label}: the key {key!r} names none of {listed(left)}, so all calls would share one value; put one in, "
+                f'as in "{key}:{{{left[-1]}}}", or say that it is meant: ignore={tuple(left)!r}'
+            )
         return maker
     if callable(key):
         if ignore:

@@ -31,6 +31,7 @@ __all__ = [
 ]
 
 T = TypeVar("T")
+LONGEST = 100 * 365.25 * 86_400
 Seconds = float | int | timedelta
 
 
@@ -171,6 +172,11 @@ def seconds(name: str, value: object, *, none: bool = False, zero: bool = False)
     if isinstance(value, bool) or not isinstance(value, int | float):
         allowed = "seconds (int or float) or a timedelta" + (", or None" if none else "")
         raise ConfigurationError(f"{name}={value!r}: expected {allowed}")
+    if value > LONGEST and math.isfinite(value):
+        hint = "; None means 'never expires'" if name == "ttl" else ""
+        raise ConfigurationError(
+            f"{name}={value!r}: longer than {LONGEST:,.0f} seconds, a hundred years{hint}"
+        )
     if not math.isfinite(value) or value < 0 or (value == 0 and not zero):
         least = "not negative" if zero else "above 0"
         hint = "; None means 'never expires'" if name == "ttl" else ""
@@ -196,8 +202,13 @@ def _check(name: str, value: Any) -> Any:
     return rule(name, value)
 
 
-def _required(name: str, value: Any) -> Any:
-    return seconds(name, value)
+def _lease(name: str, value: Any) -> Any:
+    life = seconds(name, value) or 0.0
+    if not 0.05 <= life <= 86_400:
+        raise ConfigurationError(
+            f"{name}={value!r}: expected 0.05 seconds to a day; it is renewed while a loader runs"
+        )
+    return life
 
 
 def _optional(name: str, value: Any) -> Any:
@@ -254,7 +265,7 @@ _RULES: Final[dict[str, Callable[[str, Any], Any]]] = {
     "negative_ttl": _optional,
     "retries": _retry,
     "error_ttl": _window,
-    "lease": _required,
+    "lease": _lease,
     "tags": lambda _, value: _tags(value),
     "store_if": _function,
     "type": lambda _, value: value,

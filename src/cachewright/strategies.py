@@ -39,6 +39,10 @@ class Closing(Protocol):
 class _Decorate(Protocol):
     """What ``cached(…)`` with options returns."""
 
+    @overload
+    def __call__(self, function: staticmethod[P, R], /) -> CachedFunction[P, R]: ...
+
+    @overload
     def __call__(self, function: Callable[P, R], /) -> CachedFunction[P, R]: ...
 
 
@@ -51,6 +55,9 @@ class Strategies:
         self._parts: set[Closing] = set()
         self._types: weakref.WeakKeyDictionary[Any, Any] = weakref.WeakKeyDictionary()
         self._schedules: Schedules | None = None
+
+    @overload
+    def cached(self, function: staticmethod[P, R], /) -> CachedFunction[P, R]: ...
 
     @overload
     def cached(self, function: Callable[P, R], /) -> CachedFunction[P, R]: ...
@@ -90,9 +97,9 @@ class Strategies:
         Raises:
             ConfigurationError: an option, template or function that cannot work.
         """
+        merged = merge(self.engine.options, options)
 
         def wrap(target: Callable[..., Any]) -> Any:
-            merged = merge(self.engine.options, options)
             return decorate(
                 target,
                 self.engine,

@@ -142,7 +142,7 @@ async def keys() -> None:
 
     cache.set("k", 1, tll=5)  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
     cache.set("k", 1, ttl="5")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
-    cache.get(1)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+    cache.get(1)  # type: ignore[call-overload]  # pyright: ignore[reportArgumentType]
     cache.get_or_set("k", 1)  # type: ignore[call-overload]  # pyright: ignore[reportCallIssue, reportArgumentType]
     Cache("memory://", on_outage="ignore")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
 
@@ -212,3 +212,17 @@ async def loaders() -> None:
     assert_type(await cache.aget_or_set("k", awaited_named), str)
     assert_type(await cache.aget_or_set("k", number), int)
     assert_type(cache.get_or_set_many(["k"], lambda keys: dict.fromkeys(keys, 1)), dict[str, int])
+
+
+class Shop:
+    @cache.cached
+    @staticmethod
+    def by_name(x: int) -> str:
+        return str(x)
+
+
+def classes() -> None:
+    """``@cached`` above ``@staticmethod`` keeps what a caller sees; above ``@classmethod`` mypy does not look."""
+    assert_type(Shop.by_name(1), str)
+    assert_type(cache.get("a", type=Shop), Shop | None)
+    assert_type(cache.get("a", 1, type=Shop), Shop | int)

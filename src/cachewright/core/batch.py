@@ -18,9 +18,9 @@ from cachewright.core.load import get_or_load
 from cachewright.core.loader import run_loader
 from cachewright.core.read import fresh_entries
 from cachewright.core.slot import StoredEntry
-from cachewright.core.state import State
+from cachewright.core.state import State, now_ms
 from cachewright.errors import ConfigurationError, TierUnavailable
-from cachewright.events import LeaseLost, LoadFailed
+from cachewright.events import LeaseLost, LoadFailed, StaleServed
 from cachewright.options import MISSING, Entry, Options
 from cachewright.runtime.base import Runtime
 from cachewright.tiers.memory import Ticket
@@ -68,6 +68,7 @@ class _Batch:
         self.values: dict[str, Any] = {}
         self.done: set[str] = set()  # answered: has a value, an error, or is absent
         self.errors: dict[str, Exception] = {}
+        self.stale: dict[str, StoredEntry] = {}  # what may answer where a load fails
         self.flights: dict[str, Flight] = {}
         self.tickets: dict[str, Ticket | None] = {}
         self.unreachable = False
@@ -106,17 +107,17 @@ class _Batch:
         if self.unreachable and missing:
             await self._load({}, {}, {}, missing)
             return
-        wanted = {key: self.standing.get(key) for key in missing if key in self.flights}
-        wanted = {
-            key: slot
-            for key, slot in wanted.items()
-            if slot is None or (slot.lease is None and slot.entry is None)
-        }
-        if not wanted:
-            return
         try:
+            wanted = {
+                key: self.standing.get(key)
+                for key in missing
+                if key in self.flights and await self._is_ours(key)
+            }
+            if not wanted:
+                return
             marks = await state.capture(rt, state.tags_of(self.tags), self.generations)
-            held = await place_leases(state, rt, state.chain.authority, wanted, self.options)
+            invalid = wanted.keys() - self.stale.keys()
+            held = await place_leases(state, rt, state.chain.authority, wanted, self.options, invalid)
         except TierUnavailable:
             if state.strict:
                 raise
@@ -129,6 +130,21 @@ class _Batch:
         except BaseException:
             await abandon_all(rt, list(held.values()))
             raise
+
+    async def _is_ours(self, key: str) -> bool:
+        """Whether the batch may load it: nobody else is at it, and no stale value may answer at once (that is the way
+        of a single load, which refreshes behind). A stale value that may answer for an error is kept for that."""
+        slot = self.standing.get(key)
+        if slot is None or (slot.lease is None and slot.entry is None):
+            return True
+        if slot.lease is not None or slot.entry is None:
+            return False
+        entry, now = slot.entry, now_ms(self.rt)
+        if now >= entry.fresh_until and await self.state.is_valid(self.rt, entry, self.generations):
+            if now < entry.swr_until or now < min(slot.retry_at, entry.sie_until):
+                return False
+            self.stale[key] = entry
+        return True
 
     async def _take_below(self, held: dict[str, Held], below: Mapping[str, Below]) -> None:
         found: list[tuple[Held, StoredEntry]] = [
@@ -161,10 +177,11 @@ class _Batch:
         try:
             loaded = await run_loader(state, rt, lambda: self.loader(keys), context)
         except Exception as error:
-            for key in keys:
-                state.hub.emit(LoadFailed(key, error))
-                self._finish(key, Outcome.FAILED, error=error)
-            raise
+            answered = [await self._failed(key, error, held) for key in keys]
+            await self._down(below, {})
+            if not all(answered):
+                raise
+            return
         for key in keys:
             if key in self.flights:
                 state.flights.close(key, self.flights[key])
@@ -174,6 +191,9 @@ class _Batch:
         taken = await commit_all(rt, pairs)
         stored = {lease.key: entry for (lease, entry), took in zip(pairs, taken, strict=True) if took}
         await self._down(below, stored)
+        for key in keys:
+            if isinstance(failure := found.get(key), Exception):
+                await self._failed(key, failure, held)
         rest = [lease for key, lease in held.items() if key not in entries]
         stood = await abandon_all(rt, rest)
         confirmed = stored.keys() | {lease.key for lease, mine in zip(rest, stood, strict=True) if mine}
@@ -181,10 +201,32 @@ class _Batch:
         late = any(key in self.flights and self.flights[key].joined_late for key in confirmed)
         # As for one key: a tag may have changed before a late joiner came.
         spoiled = late and bool(marks) and not await state.still_stand(rt, marks)
-        for key in keys:
+        for key in [key for key in keys if key not in self.done]:
             if key in self.flights:
                 self.flights[key].spoiled = spoiled
             self._answer(key, found, stored.get(key), key in confirmed)
+
+    async def _failed(self, key: str, error: Exception, held: dict[str, Held]) -> bool:
+        """A key's load failed: True where its stale value answers, and the failure is remembered beside it."""
+        state, options = self.state, self.options
+        self.done.add(key)
+        state.hub.emit(LoadFailed(key, error))
+        stale, now = self.stale.get(key), now_ms(self.rt)
+        lease = held.pop(key, None)
+        if lease is not None:
+            await lease.abandon(self.rt, now + int(options.error_ttl * 1000) if stale is not None else 0)
+        value: Any = MISSING
+        if stale is not None and now < stale.sie_until:
+            value = state.value_of(key, stale, options.type, state.chain.authority.tier.name)
+        if value is MISSING:
+            self.errors[key] = error
+            self._finish(key, Outcome.FAILED, error=error)
+            return False
+        self.values[key] = value
+        state.stats.stale_served += 1
+        state.hub.emit(StaleServed(key, "error"))
+        self._finish(key, Outcome.FOUND, value)
+        return True
 
     def _entries(
         self, found: Mapping[str, Any], keys: list[str], marks: dict[str, bytes], seconds: float
@@ -209,11 +251,6 @@ class _Batch:
         flight = self.flights.get(key)
         if flight is not None:
             flight.confirmed = confirmed
-        if isinstance(value, Exception):
-            self.errors[key] = value
-            state.hub.emit(LoadFailed(key, value))
-            self._finish(key, Outcome.FAILED, error=value)
-            return
         if value is not ABSENT:
             self.values[key] = value
             if entry is not None:

@@ -16,7 +16,7 @@ from typing import TypeVar
 from cachewright.core.slot import Slot
 from cachewright.errors import TierUnavailable
 from cachewright.events import BreakerChanged, Hub, TierFailed
-from cachewright.runtime.base import Runtime
+from cachewright.runtime.base import Job, Runtime
 from cachewright.tiers.base import Generation, Swap, Swapped, Tier
 
 T = TypeVar("T")
@@ -50,6 +50,7 @@ class Level:
         self._next_probe = 0.0
         self._next_replay = 0.0
         self._replaying = False
+        self._replayer: Job | None = None
 
     @property
     def is_open(self) -> bool:
@@ -84,7 +85,7 @@ class Level:
         try:
             return await self._guard(rt, "drop", (), lambda: self.tier.drop(rt, keys))
         except TierUnavailable:
-            self.missed(keys)
+            self.missed(rt, keys)
             raise
 
     async def store(self, rt: Runtime, slots: Mapping[str, Slot]) -> list[bool]:
@@ -92,7 +93,7 @@ class Level:
         try:
             return await self._guard(rt, "store", list(slots), lambda: self.tier.store(rt, slots))
         except TierUnavailable:
-            self.missed(slots)
+            self.missed(rt, slots)
             raise
 
     async def set_generations(
@@ -105,8 +106,7 @@ class Level:
             )
         except TierUnavailable:
             if not only_missing:
-                with self._lock:
-                    self._missed_tags.update(zip(marks, self._numbers, strict=False))
+                self._note(rt, self._missed_tags, marks)
             raise
 
     async def clear(self, rt: Runtime) -> None:
@@ -114,17 +114,50 @@ class Level:
         try:
             await self._guard(rt, "clear", (), lambda: self.tier.clear(rt))
         except TierUnavailable:
-            with self._lock:
-                self._missed_all = next(self._numbers)
+            self._note_all(rt)
             raise
 
-    def missed(self, keys: Iterable[str]) -> None:
+    def missed(self, rt: Runtime, keys: Iterable[str]) -> None:
         """Remembers keys whose old entries may still stand in the tier."""
+        self._note(rt, self._missed_keys, keys)
+
+    def _note(self, rt: Runtime, missed: dict[str, int], names: Iterable[str]) -> None:
         with self._lock:
-            self._missed_keys.update(zip(keys, self._numbers, strict=False))
-            if len(self._missed_keys) > MAX_MISSED:
-                self._missed_keys.clear()
-                self._missed_all = next(self._numbers)
+            missed.update((name, next(self._numbers)) for name in names)
+            too_many = len(missed) > MAX_MISSED
+            if too_many:
+                missed.clear()
+        if too_many:
+            self._note_all(rt)
+        self._keep_trying(rt)
+
+    def _note_all(self, rt: Runtime) -> None:
+        with self._lock:
+            self._missed_all = next(self._numbers)
+        self._keep_trying(rt)
+
+    def _keep_trying(self, rt: Runtime) -> None:
+        """Replays in the background too: a process that changes something and then goes quiet must not leave the
+        others with what it changed."""
+        if self._replayer is None or self._replayer.done():
+            self._replayer = rt.every(
+                PROBE_SECONDS, lambda: self._try_again(rt), f"replay to {self.tier.name}"
+            )
+
+    async def _try_again(self, rt: Runtime) -> bool:
+        if self.behind and not self._replaying:
+            try:
+                await self._replay(rt)
+            except TierUnavailable:
+                return True  # told as an event; the next beat tries again
+            self._succeeded()
+        return bool(self.behind)
+
+    def close(self) -> None:
+        """Stops trying in the background; what is still missed is replayed by the next use."""
+        if self._replayer is not None:
+            self._replayer.cancel()
+            self._replayer = None
 
     async def _guard(
         self, rt: Runtime, operation: str, keys: Sequence[str], act: Callable[[], Awaitable[T]]

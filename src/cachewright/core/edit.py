@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -12,7 +13,7 @@ from cachewright.core.read import fresh_entries
 from cachewright.core.slot import NEVER, Slot, StoredEntry
 from cachewright.core.state import State, now_ms
 from cachewright.core.write import drop_lowers
-from cachewright.errors import EncodeError, MissingKeyError, TierUnavailable
+from cachewright.errors import ConfigurationError, EncodeError, MissingKeyError, TierUnavailable
 from cachewright.options import Options
 from cachewright.runtime.base import Runtime
 
@@ -36,7 +37,7 @@ async def _change(state: State, rt: Runtime, key: str, change: Change) -> bool:
         try:
             done = (await state.chain.authority.swap_one(rt, key, slot, new)).done
         except TierUnavailable:
-            state.chain.authority.missed((key,))  # it may have landed, and what stood may still stand
+            state.chain.authority.missed(rt, (key,))  # it may have landed, and what stood may still stand
             state.kill_local((key,))
             raise
         if done:
@@ -87,6 +88,8 @@ async def incr(state: State, rt: Runtime, key: str, delta: float) -> float:
         MissingKeyError: there is no fresh entry (or a write is under way on the key).
         EncodeError: the entry is no number.
     """
+    if type(delta) not in (int, float) or not math.isfinite(delta):
+        raise ConfigurationError(f"incr({key!r}, {delta!r}): expected a finite number")
     result: list[float] = []
 
     def change(slot: Slot | None, entry: StoredEntry | None) -> Slot | None:

@@ -15,6 +15,7 @@ from cachewright.core.state import State
 from cachewright.errors import TierUnavailable
 from cachewright.options import Options
 from cachewright.runtime.base import Runtime
+from cachewright.tiers.memory import deep_copy
 
 T = TypeVar("T")
 
@@ -54,7 +55,8 @@ class Engine:
     ) -> Any:
         """The value of a key, loaded once for all who ask; ``forced`` loads even over a fresh entry."""
         plan = Plan(key, loader, options, (*options.tags, *implicit), forced)
-        return await load.get_or_load(self.state, rt, plan)
+        value = await load.get_or_load(self.state, rt, plan)
+        return self._own(key, value)
 
     async def load_many(
         self,
@@ -66,7 +68,14 @@ class Engine:
         implicit: tuple[str, ...] = (),
     ) -> dict[str, Any]:
         """The values of many keys: one round trip a tier, one loader call for what is missing."""
-        return await batch.get_or_load_many(self.state, rt, keys, loader, options, (*options.tags, *implicit))
+        tags = (*options.tags, *implicit)
+        found = await batch.get_or_load_many(self.state, rt, keys, loader, options, tags)
+        return {key: self._own(key, value) for key, value in found.items()}
+
+    def _own(self, key: str, value: Any) -> Any:
+        """With ``copy=True`` all who share a load get a value of their own."""
+        memory = self.state.chain.memory
+        return deep_copy(key, value) if memory is not None and memory.copy else value
 
     async def inspect(self, rt: Runtime, key: str) -> Inspection:
         """What every tier holds for a key."""
@@ -149,7 +158,7 @@ class Engine:
             views[level.tier.name]["breaker"] = "open" if level.is_open else "closed"
             views[level.tier.name]["behind"] = level.behind
         counters = self.state.stats.as_dict()
-        counters["local_hits"] += sum(count() for count in self.state.hit_counters)
+        counters["local_hits"] += sum(part.total_hits for part in self.state.decorated)
         return {
             **counters,
             "flights": len(self.state.flights),
@@ -160,6 +169,8 @@ class Engine:
     def close(self) -> None:
         """Stops background work and closes every tier, from any thread, also after its event loops are gone."""
         self.state.stop_jobs()
+        for level in self.state.chain.levels:
+            level.close()
         for tier in self._tiers():
             tier.close()
 
@@ -170,6 +181,8 @@ class Engine:
                 if job.done():
                     break
                 await rt.sleep(0.005)
+        for level in self.state.chain.levels:
+            level.close()
         for tier in self._tiers():
             await tier.aclose(rt)
 

@@ -96,6 +96,11 @@ Joined = tuple[Phase, int]
 """How far a flight was when somebody joined it, and in which round of its reading."""
 
 
+def NOBODY_ASKED() -> bool:  # noqa: N802  a constant that happens to be callable
+    """`Flight.leader_alive` before its leader has said who it is."""
+    return True
+
+
 class Flight:
     """One load of one key."""
 
@@ -116,9 +121,11 @@ class Flight:
         self.joined_late = False
         self.forced = forced
         self.waiters: list[Waiter] = []
-        self.waits_for: Flight | None = None  # what this flight's leader is waiting for, to find circles
+        self.waits_for: list[
+            Flight
+        ] = []  # what this flight's leader is waiting for (gathered, several), to find circles
         self.thread: int | None = None  # of the event loop that leads it; None under threads
-        self.leader_alive: Callable[[], bool] = lambda: True
+        self.leader_alive: Callable[[], bool] = NOBODY_ASKED
 
     def usable(self, joined: Joined) -> bool:
         """Whether one who joined at ``joined`` may take this flight's result."""
@@ -141,6 +148,7 @@ class Flights:
     def after_fork(self) -> None:
         """A forked child has none: their leaders stayed in the parent."""
         self._lock = threading.Lock()
+        self.epoch = 0  # how often this process changed a tag or cleared everything
         self._open: dict[
             tuple[str, bool], Flight
         ] = {}  # a refresh flies apart: who reads need not wait for it
@@ -176,7 +184,7 @@ class Flights:
             if flight.phase >= Phase.LOADING:
                 flight.joined_late = True
             if context is not None and context.flight is not None:
-                context.flight.waits_for = flight
+                context.flight.waits_for.append(flight)
             return flight, (flight.phase, flight.round), waiter
 
     def lead(self, owner: object, key: str) -> Flight | None:
@@ -196,11 +204,14 @@ class Flights:
             if outer.active and outer.flight is not None:
                 mine.add(outer.flight)
             outer = outer.outer
-        seen: Flight | None = flight
-        while seen is not None:
-            if seen in mine:
+        todo, seen = [flight], set[Flight]()
+        while todo:
+            one = todo.pop()
+            if one in mine:
                 raise RecursiveLoadError(f"the loads of {context.key!r} and {key!r} wait for each other")
-            seen = seen.waits_for
+            if one not in seen:
+                seen.add(one)
+                todo += one.waits_for
 
     def left(self, flight: Flight, waiter: Waiter) -> None:
         """A waiting caller has gone (served, cancelled or out of time)."""
@@ -208,8 +219,8 @@ class Flights:
             if waiter in flight.waiters:
                 flight.waiters.remove(waiter)
             context = current_load()
-            if context is not None and context.flight is not None and context.flight.waits_for is flight:
-                context.flight.waits_for = None
+            if context is not None and context.flight is not None and flight in context.flight.waits_for:
+                context.flight.waits_for.remove(flight)
 
     def reached(self, flight: Flight, phase: Phase) -> None:
         """The flight is now that far; a new round of reading goes back."""
@@ -232,6 +243,11 @@ class Flights:
                     flight = self._open.pop((key, forced), None)
                     if flight is not None:
                         flight.killed = True
+
+    def tags_changed(self) -> None:
+        """This process has changed a tag, or cleared everything: what cannot ask the authority must go by this."""
+        with self._lock:
+            self.epoch += 1
 
     def finish(self, key: str, flight: Flight, outcome: Outcome) -> None:
         """Ends the flight and wakes all who wait."""

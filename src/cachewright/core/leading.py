@@ -314,9 +314,10 @@ class Leading:
             below = (await look_below(state, rt, [plan.key], plan.options, None, lease=False))[plan.key]
             if below.entry is not None:
                 return Outcome.FOUND, below.value
+        epoch = state.flights.epoch
         outcome, value = await self._load_without_storing()
-        # Nobody else's delete can be known of now; this process's can.
-        self.flight.confirmed = not self.flight.killed
+        # Nobody else's changes can be known of now; this process's can.
+        self.flight.confirmed = not self.flight.killed and state.flights.epoch == epoch
         options = plan.options
         if self.ticket is not None and (options.store_if is None or options.store_if(value)):
             marks = dict.fromkeys(

@@ -6,7 +6,7 @@ authority took the value: otherwise what a delete overtook would survive below.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 from cachewright.core import slot as slots
 from cachewright.core.breaker import Level
@@ -40,9 +40,17 @@ class Below:
 
 
 async def place_leases(
-    state: State, rt: Runtime, level: Level, wanted: Mapping[str, slots.Slot | None], options: Options
+    state: State,
+    rt: Runtime,
+    level: Level,
+    wanted: Mapping[str, slots.Slot | None],
+    options: Options,
+    invalid: Collection[str] = (),
 ) -> dict[str, Held]:
-    """Leases on these keys (as they were just read), in one batch; a key whose swap is refused is left out."""
+    """Leases on these keys (as they were just read), in one batch; a key whose swap is refused is left out.
+
+    What stands under an ``invalid`` key is as good as absent.
+    """
     swaps, tokens = [], []
     for key, slot in wanted.items():
         token = rt.new_id()
@@ -52,7 +60,7 @@ async def place_leases(
             lease_life=lease_life(state, rt, options),
             nonce=rt.new_id(),
             token=token,
-            valid=level is state.chain.authority,  # below, what stands is about to be replaced
+            valid=level is state.chain.authority and key not in invalid,  # below, all is about to be replaced
             takeover=level is not state.chain.authority,  # below, only the authority's lease counts
         )
         if isinstance(verdict, Take):

@@ -7,7 +7,15 @@ from __future__ import annotations
 
 from typing import Any
 
-from cachewright.core.flight import ABSENT, Flight, Joined, Outcome, check_recursion, current_load
+from cachewright.core.flight import (
+    ABSENT,
+    NOBODY_ASKED,
+    Flight,
+    Joined,
+    Outcome,
+    check_recursion,
+    current_load,
+)
 from cachewright.core.leading import Leading, Plan
 from cachewright.core.state import State, now_ms
 from cachewright.errors import LoadTimeout, TierUnavailable
@@ -71,7 +79,10 @@ def _lead_behind(state: State, rt: Runtime, plan: Plan, flight: Flight) -> None:
             # Those who still wait have it from the flight; for those who stopped waiting it must not be lost.
             state.hub.emit(RefreshFailed(plan.key, error))
 
-    state.spawn(rt, lead, f"load of {plan.key}")
+    job = state.spawn(rt, lead, f"load of {plan.key}")
+    if flight.thread is None and flight.leader_alive is NOBODY_ASKED:
+        # Until it runs: a cache that closes cancels what has not started, and those who wait must lead themselves.
+        flight.leader_alive = lambda: not job.done()
 
 
 async def _lead(state: State, rt: Runtime, plan: Plan, flight: Flight) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from cachewright.core.lease import Held, abandon_all, commit_all
@@ -16,6 +17,8 @@ from cachewright.tiers.base import Generation
 from cachewright.tiers.memory import Ticket
 
 __all__ = ["fresh_entries", "read_many"]
+
+READ_LEASE = 1.0  # two deadlines of a tier
 
 
 async def read_many(state: State, rt: Runtime, keys: Sequence[str], options: Options) -> dict[str, Any]:
@@ -101,7 +104,9 @@ async def _lease_missing(
 ) -> dict[str, Held]:
     wanted = {key: standing.get(key) for key in keys}
     free = {key: slot for key, slot in wanted.items() if slot is None or slot.lease is None}
-    return await place_leases(state, rt, state.chain.authority, free, options)
+    # Short: nobody loads under it, and a reader that is cancelled in this very moment cannot give it back.
+    short = replace(options, lease=min(options.lease, READ_LEASE))
+    return await place_leases(state, rt, state.chain.authority, free, short)
 
 
 async def _below_alone(state: State, rt: Runtime, keys: Sequence[str], options: Options) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import threading
+import weakref
 from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -80,7 +81,9 @@ class State:
         self.stats = Stats()
         self.flights = Flights()
         self._own_generations: dict[str, Generation] = {}
-        self.hit_counters: list[Callable[[], int]] = []  # hits that decorated functions answer by themselves
+        self.decorated: weakref.WeakSet[Any] = (
+            weakref.WeakSet()
+        )  # functions, which count their hits by themselves
         self.after_fork()
 
     def after_fork(self) -> None:
@@ -273,6 +276,7 @@ class State:
         """Asks all background work to stop; returns what is still running."""
         with self._lock:
             jobs, self._jobs = self._jobs, set()
+            self.refreshing.clear()  # what has not begun never will
         for job in jobs:
             job.cancel()
         return [job for job in jobs if not job.done()]

@@ -104,6 +104,7 @@ async def invalidate_tags(state: State, rt: Runtime, tags: Iterable[str]) -> Non
     except TierUnavailable as error:
         failed = error
     state.forget_generations(names)  # again: a read meanwhile may have seen the old ones
+    state.flights.tags_changed()
     if state.chain.local is not None:
         state.chain.local.kill_tags(names)
     if failed is not None and state.strict:
@@ -121,6 +122,7 @@ async def clear(state: State, rt: Runtime) -> None:
             failed = failed or error
     if state.chain.stamped:
         await invalidate_tags(state, rt, (NAMESPACE_TAG,))
+    state.flights.tags_changed()
     if state.chain.local is not None:
         state.chain.local.kill_all()
     if failed is not None and state.strict:
@@ -247,7 +249,7 @@ async def _begin(
             raise
         failed = error
     if failed is not None:
-        state.chain.authority.missed(keys)
+        state.chain.authority.missed(rt, keys)
     below = await drop_lowers(state, rt, keys)
     state.kill_local(keys)
     if below is not None and state.strict:
@@ -295,7 +297,7 @@ async def _renew(
             try:
                 swapped = await state.chain.authority.swap_one(rt, one.key, one.slot, new)
             except TierError:
-                state.chain.authority.missed([one.key])
+                state.chain.authority.missed(rt, [one.key])
                 return
             one.slot = new if swapped.done else swapped.current
             if swapped.done:
@@ -316,7 +318,7 @@ async def _finish(
             todo = await _finish_round(state, rt, todo, entries, failed)
     except TierError as caught:
         # The intents end by themselves; until then nothing is stored under them.
-        state.chain.authority.missed([one.key for one in todo])
+        state.chain.authority.missed(rt, [one.key for one in todo])
         error = error or caught
     state.kill_local(keys)
     state.stats.stores += len(entries)

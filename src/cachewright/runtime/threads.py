@@ -14,7 +14,7 @@ from typing import Any, Literal, TypeVar
 
 from cachewright.errors import ConfigurationError
 from cachewright.runtime.base import Clock, drive
-from cachewright.runtime.workers import BACKGROUND, TIMER
+from cachewright.runtime.workers import BACKGROUND, TIMER, Due, waiting
 
 T = TypeVar("T")
 
@@ -45,17 +45,48 @@ class ThreadJob:
     """Background work on a daemon thread."""
 
     def __init__(self) -> None:
-        self.cancelled = threading.Event()
-        self._done = threading.Event()
+        self._lock = threading.Lock()
+        self._state = "waiting"
+        self._due: Due | None = None
+
+    def begin(self) -> bool:
+        """The work may start; False where it was cancelled before."""
+        with self._lock:
+            if self._state == "cancelled":
+                return False
+            self._state = "running"
+            return True
+
+    def waits(self, due: Due) -> None:
+        """The next beat is scheduled."""
+        with self._lock:
+            if self._state != "cancelled":
+                self._state, self._due = "waiting", due
+                return
+            self._running = False
+        TIMER.call_off(due)
 
     def cancel(self) -> None:
-        self.cancelled.set()
-
-    def done(self) -> bool:
-        return self._done.is_set()
+        """What has not started never will; what runs is not asked for again."""
+        with self._lock:
+            if self._state == "done":
+                return
+            running, self._state = self._state == "running", "cancelled"
+            due, self._due = self._due, None
+            self._running = running
+        if due is not None:
+            TIMER.call_off(due)
 
     def finish(self) -> None:
-        self._done.set()
+        """The work has ended."""
+        with self._lock:
+            self._state = "done"
+
+    _running = False
+
+    def done(self) -> bool:
+        """Whether it has ended, or will never begin."""
+        return self._state == "done" or (self._state == "cancelled" and not self._running)
 
 
 class ThreadRuntime:
@@ -79,14 +110,16 @@ class ThreadRuntime:
         return None, threading.current_thread().is_alive
 
     async def sleep(self, seconds: float) -> None:
-        time.sleep(seconds)  # noqa: ASYNC251  blocking is this runtime's meaning
+        with waiting():
+            time.sleep(seconds)  # noqa: ASYNC251  blocking is this runtime's meaning
 
     @staticmethod
     def waiter() -> threading.Event:
         return threading.Event()
 
     async def wait(self, waiter: Any, timeout: float | None) -> bool:
-        rang: bool = waiter.wait(timeout)
+        with waiting():
+            rang: bool = waiter.wait(timeout)
         return rang
 
     async def call(self, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
@@ -107,9 +140,10 @@ class ThreadRuntime:
         context = contextvars.copy_context()
 
         def run() -> None:
+            if not job.begin():
+                return
             try:
-                if not job.cancelled.is_set():
-                    context.run(lambda: drive(work()))
+                context.run(lambda: drive(work()))
             except Exception:
                 log.exception("background work %r raised", name)
             finally:
@@ -125,17 +159,19 @@ class ThreadRuntime:
             return await tick()
 
         def run() -> None:
+            if not job.begin():
+                return
             go_on = False
             try:
-                go_on = not job.cancelled.is_set() and drive(one())
+                go_on = drive(one())
             except Exception:
                 log.exception("heartbeat %r raised", name)
-            if go_on and not job.cancelled.is_set():
-                TIMER.after(seconds, run, job.cancelled.is_set)
+            if go_on:
+                job.waits(TIMER.after(seconds, run))
             else:
                 job.finish()
 
-        TIMER.after(seconds, run, job.cancelled.is_set)
+        job.waits(TIMER.after(seconds, run))
         return job
 
 

@@ -15,25 +15,30 @@ import os
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
-__all__ = ["BACKGROUND", "HEARTBEATS", "TIMER", "Timer", "Workers"]
+__all__ = ["BACKGROUND", "HEARTBEATS", "TIMER", "Due", "Timer", "Workers", "waiting"]
 
 log = logging.getLogger("cachewright")
 IDLE_SECONDS = 1.0
 
 
 class Workers:
-    """At most ``limit`` threads over one queue; a thread that had nothing to do for a second ends."""
+    """At most ``limit`` threads over one queue; a thread that had nothing to do for a second ends.
+
+    A thread that waits for others' work does not count meanwhile (`waiting`): loads and the loads that they need share
+    this pool, and 64 of the former must not keep the latter from starting.
+    """
 
     def __init__(self, name: str, limit: int) -> None:
-        self._name, self._limit = name, limit
+        self._name, self._most = name, limit
         self._reset()
         os.register_at_fork(after_in_child=self._reset)
 
     def _reset(self) -> None:
         self._condition = threading.Condition()
         self._queue: deque[Callable[[], None]] = deque()
+        self._limit = self._most
         self._threads = 0
         self._idle = 0
         self._numbers = itertools.count(1)
@@ -45,13 +50,28 @@ class Workers:
             if self._idle >= len(self._queue):
                 self._condition.notify()
                 return
-            if self._threads >= self._limit:
+        self._start_if_needed()
+
+    def lend(self, places: int) -> None:
+        """A thread of this pool begins (1) or ends (-1) to wait for somebody else."""
+        with self._condition:
+            self._limit += places
+        if places > 0:
+            self._start_if_needed()
+
+    def _start_if_needed(self) -> None:
+        with self._condition:
+            if len(self._queue) <= self._idle or self._threads >= self._limit:
                 return
             self._threads += 1
-        thread = threading.Thread(
-            target=self._run, name=f"cachewright-{self._name}-{next(self._numbers)}", daemon=True
-        )
-        thread.start()
+        name = f"cachewright-{self._name}-{next(self._numbers)}"
+        try:
+            threading.Thread(target=self._run, name=name, daemon=True).start()
+        except RuntimeError:  # no thread to be had: the place must not be lost with it
+            with self._condition:
+                self._threads -= 1
+                if not self._threads:
+                    raise
 
     def _take(self) -> Callable[[], None] | None:
         with self._condition:
@@ -67,18 +87,52 @@ class Workers:
             return None
 
     def _run(self) -> None:
+        _HERE.workers = self
         while (work := self._take()) is not None:
             try:
                 work()
-            except Exception:
+            except (
+                BaseException
+            ):  # a SystemExit in a loader ends its load, not this thread and its place in the pool
                 log.exception("background work raised")
+            del work
+
+
+class _Here(threading.local):
+    workers: Workers | None = None
+
+
+_HERE = _Here()
+
+
+@contextlib.contextmanager
+def waiting() -> Iterator[None]:
+    """Around a wait for somebody else's work; see `Workers`."""
+    workers = _HERE.workers
+    if workers is None:
+        yield
+        return
+    workers.lend(1)
+    try:
+        yield
+    finally:
+        workers.lend(-1)
+
+
+class Due:
+    """One thing that the `Timer` is to start. Calling it off lets go of the work at once."""
+
+    __slots__ = ("work",)
+
+    def __init__(self, work: Callable[[], None]) -> None:
+        self.work: Callable[[], None] | None = work
 
 
 class Timer:
     """One thread that hands due work to `HEARTBEATS`; it ends when nothing is scheduled.
 
-    Most of what is scheduled is called off before it is due (the heartbeat of a quick load), so calling off is a flag
-    that is looked at when the time has come.
+    Most of what is scheduled is called off before it is due: the heartbeat of a quick load. That costs nothing but a
+    mark; where the marked ones are the most, they are swept out.
     """
 
     def __init__(self) -> None:
@@ -87,40 +141,58 @@ class Timer:
 
     def _reset(self) -> None:
         self._condition = threading.Condition()
-        self._heap: list[tuple[float, int, Callable[[], None], Callable[[], bool]]] = []
+        self._heap: list[tuple[float, int, Due]] = []
         self._numbers = itertools.count()
+        self._off = 0
         self._running = False
 
-    def after(self, seconds: float, work: Callable[[], None], called_off: Callable[[], bool]) -> None:
+    def after(self, seconds: float, work: Callable[[], None]) -> Due:
         """Runs ``work`` once, ``seconds`` from now, unless it is called off by then."""
-        due = time.monotonic() + seconds
+        due = Due(work)
+        at = time.monotonic() + seconds
         with self._condition:
-            heapq.heappush(self._heap, (due, next(self._numbers), work, called_off))
-            if self._heap[0][0] == due:
+            heapq.heappush(self._heap, (at, next(self._numbers), due))
+            if self._heap[0][0] == at:
                 self._condition.notify()
             if self._running:
-                return
+                return due
             self._running = True
         threading.Thread(target=self._run, name="cachewright-timer", daemon=True).start()
+        return due
+
+    def call_off(self, due: Due) -> None:
+        """``due`` will not start; harmless when it has."""
+        with self._condition:
+            if due.work is None:
+                return
+            due.work = None
+            self._off += 1
+            if self._off > 100 and self._off * 2 > len(self._heap):
+                self._heap = [one for one in self._heap if one[2].work is not None]
+                heapq.heapify(self._heap)
+                self._off = 0
 
     def _run(self) -> None:
         while True:
             with self._condition:
-                while self._heap and self._heap[0][3]():
+                while self._heap and self._heap[0][2].work is None:
                     heapq.heappop(self._heap)
+                    self._off -= 1
                 if not self._heap and not self._condition.wait_for(lambda: bool(self._heap), IDLE_SECONDS):
                     self._running = False
                     return
-                due, _, work, called_off = self._heap[0]
-                wait = due - time.monotonic()
+                if not self._heap or self._heap[0][2].work is None:
+                    continue
+                wait = self._heap[0][0] - time.monotonic()
                 if wait > 0:
                     self._condition.wait(wait)
                     continue
-                heapq.heappop(self._heap)
-            if called_off():
-                continue
-            with contextlib.suppress(RuntimeError):  # the interpreter is shutting down: no new threads
-                HEARTBEATS.submit(work)
+                due = heapq.heappop(self._heap)[2]
+                work, due.work = due.work, None
+            if work is not None:
+                with contextlib.suppress(RuntimeError):  # the interpreter is shutting down: no new threads
+                    HEARTBEATS.submit(work)
+            del due, work
 
 
 BACKGROUND = Workers("worker", 64)

@@ -32,7 +32,7 @@ from cachewright.runtime.base import Runtime
 from cachewright.tiers.base import Generation, Swap, Swapped, Tier
 from cachewright.tiers.memory_table import DEAD, Node, NodeTable
 
-__all__ = ["DEAD", "MemoryTier", "Node", "Ticket"]
+__all__ = ["DEAD", "MemoryTier", "Node", "Ticket", "deep_copy"]
 
 TAG_KILLS = 1024  # tags whose last kill is remembered, for fills whose tags are known only when they arrive
 
@@ -264,7 +264,7 @@ class MemoryTier(Tier):
         if pending is None or (fresh_for is not None and fresh_for <= 0):
             return None
         if self.copy:
-            value = _deep(ticket.key, value)
+            value = deep_copy(ticket.key, value)
         kept = msgspec.structs.replace(entry, payload=value)
         with self._held:
             if pending.dead or ticket.epoch != self._epoch or self._tag_killed(tags, ticket.sequence):
@@ -272,6 +272,8 @@ class MemoryTier(Tier):
             monotonic = self._monotonic()
             deadline = math.inf if fresh_for is None else monotonic + fresh_for
             node = Node(ticket.key, value, deadline, deadline, tags, kept, Slot(os.urandom(8), entry=kept))
+            if entry.as_type is not None:
+                node.untyped = -math.inf
             self._content.insert(node, monotonic)
         return node
 
@@ -281,7 +283,7 @@ class MemoryTier(Tier):
         return since < self._tag_floor or any(self._tag_kills.get(tag, 0) > since for tag in tags)
 
     def done(self, ticket: Ticket) -> None:
-        """Gives a ticket up. (One that is simply forgotten does no harm either.)"""
+        """Gives a ticket up; one that is forgotten does no harm."""
         ticket.pending = None
 
     def kill(self, keys: Iterable[str]) -> None:
@@ -348,7 +350,7 @@ class MemoryTier(Tier):
                 node.slot = msgspec.structs.replace(node.slot, nonce=os.urandom(8), lease=None)
 
     def peek(self, key: str, type_: Any) -> Any:
-        """The fresh value that was stored or decoded as ``type_``, or `MISSING`: a hit, without a lock."""
+        """The fresh value that was stored or decoded as ``type_``, or `MISSING`; without a lock."""
         node = self.table.get(key)
         if node is None:
             return MISSING
@@ -357,10 +359,10 @@ class MemoryTier(Tier):
             return MISSING
         if node.mark < 3:
             node.mark += 1
-        return _deep(key, value) if self.copy else value
+        return deep_copy(key, value) if self.copy else value
 
     def tagged(self, tag: str) -> int:
-        """How many entries carry this tag."""
+        """How many entries carry it."""
         return len(self._content.tagged.get(tag, ()))
 
     def describe(self) -> dict[str, Any]:
@@ -380,18 +382,18 @@ class MemoryTier(Tier):
     def _copied(self, key: str, slot: Slot) -> Slot:
         if not self.copy or slot.entry is None:
             return slot
-        entry = msgspec.structs.replace(slot.entry, payload=_deep(key, slot.entry.payload))
+        entry = msgspec.structs.replace(slot.entry, payload=deep_copy(key, slot.entry.payload))
         return msgspec.structs.replace(slot, entry=entry)
 
 
 def _same_entry(swap: Swap) -> bool:
     """Whether only control state changes: the entry that was read is given back as it was."""
-    if swap.expected is None or swap.new is None or swap.new.entry is None:
-        return False
-    return swap.new.entry is swap.expected.entry
+    new, old = swap.new, swap.expected
+    return new is not None and old is not None and new.entry is not None and new.entry is old.entry
 
 
-def _deep(key: str, value: Any) -> Any:
+def deep_copy(key: str, value: Any) -> Any:
+    """A value of one's own; where there is none, an `EncodeError` that names the key."""
     try:
         return copying.deepcopy(value)
     except Exception as error:

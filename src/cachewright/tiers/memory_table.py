@@ -43,6 +43,8 @@ class Node:
         deadline: monotonic seconds until which hits may have the value; ``inf`` for ever, ``-inf`` once dead.
         fresh: monotonic seconds until which the entry is fresh; later than ``deadline`` where the core wants to see
             reads before (`StoredEntry.serve_until`).
+        untyped: the deadline for who asks for no type: ``deadline``, or ``-inf`` where a local copy was decoded to a
+            type, as an untyped read of the shared tier would give something else.
         mark: hits since the eviction policy last looked, up to `MAX_MARK`.
         entry: times, cost and tags; None once dead.
         tags: the names that `NodeTable.kill_tag` finds it by.
@@ -61,6 +63,7 @@ class Node:
         "mark",
         "slot",
         "tags",
+        "untyped",
         "value",
     )
 
@@ -76,7 +79,7 @@ class Node:
     ) -> None:
         self.key = key
         self.value = value
-        self.deadline = self.fresh = deadline
+        self.deadline = self.fresh = self.untyped = deadline
         self.mark = 0
         self.entry: StoredEntry | None = entry
         self.tags = tags
@@ -164,7 +167,7 @@ class NodeTable:
             deadline = -_INF
         node = Node(key, entry.payload, deadline, ends, tuple(t for t, _ in entry.tags), entry, slot)
         if entry.serve_until < entry.fresh_until:
-            node.deadline = min(deadline, monotonic + (entry.serve_until - now) / 1000)
+            node.deadline = node.untyped = min(deadline, monotonic + (entry.serve_until - now) / 1000)
         self.insert(node, monotonic)
 
     def _born_valid(self, entry: StoredEntry) -> bool:
@@ -229,7 +232,7 @@ class NodeTable:
 
     def _die(self, node: Node) -> None:
         """Deadline first, value second: see the reader's protocol in `cachewright.tiers.memory`."""
-        node.deadline = -_INF
+        node.deadline = node.untyped = -_INF
         self.graves.append((node.value, node.entry, node.slot))
         node.value, node.entry, node.slot = DEAD, None, None
         for tag in node.tags:
@@ -247,7 +250,7 @@ class NodeTable:
     def empty(self) -> None:
         """Every entry dies, whatever stands beside it; slots without an entry stay."""
         for node in self.nodes.values():
-            node.deadline = -_INF
+            node.deadline = node.untyped = -_INF
             self.graves.append((node.value, node.entry, node.slot))
             node.value, node.entry, node.slot = DEAD, None, None
         self.nodes.clear()
