@@ -26,4 +26,4 @@ class JsonListener:
 
     def end(self, result: TourResult) -> None:
         """The document, on standard output."""
-        print(json.dumps(result.as_dict(), indent=2, ensure_ascii=False))
+        print(json.dumps(result.as_dict(), indent=2, ensure_ascii=False), flush=True)

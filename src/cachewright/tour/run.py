@@ -16,6 +16,7 @@ from cachewright.errors import ConfigurationError
 from cachewright.tour.engines import Choice, Engines
 from cachewright.tour.model import SceneResult, Span, TourResult
 from cachewright.tour.origin import Origin
+from cachewright.tour.reach import check_database, check_servers
 from cachewright.tour.scenes import all_scenes
 from cachewright.tour.stage import Scene, Stage
 
@@ -52,13 +53,16 @@ def play_tour(
     """Plays all scenes, or those of ``only``.
 
     Raises:
-        ConfigurationError: there is no such scene, or a URL of the wrong kind.
+        ConfigurationError: there is no such scene, a URL of the wrong kind, or nothing that answers at a URL.
     """
     scenes = all_scenes()
     for number in only:
         if not 1 <= number <= len(scenes):
             raise ConfigurationError(f"--only {number}: the scenes are 1 to {len(scenes)}")
     scenes = [scene for scene in scenes if not only or scene.number in only]
+    engines = Engines(engine, given or {})
+    check_servers(engines.given)
+    check_database(database)
     began = time.monotonic()
     folder = Path(tempfile.mkdtemp(prefix="cachewright-tour-"))
     # Scenes break things on purpose; what the library logs then is not for this screen.
@@ -66,7 +70,6 @@ def play_tour(
     handler = logging.NullHandler()
     propagate, log.propagate = log.propagate, False
     log.addHandler(handler)
-    engines = Engines(engine, given or {})
     origin = Origin(database or str(folder / "shop.db"), f"tour_users_{folder.name[-6:].lower()}")
     result = TourResult(__version__, origin.title)
     try:
