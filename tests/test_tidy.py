@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import importlib
 import inspect
+import os
 import re
 import subprocess
 import sys
@@ -199,20 +200,25 @@ def test_every_exported_name_exists(module: str):
     assert not missing
 
 
-def run(code: str) -> str:
+def run(code: str, **env: str) -> str:
     words = [sys.executable, "-c", code]
-    done = subprocess.run(words, cwd=ROOT / "src", capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        words, cwd=ROOT / "src", env=os.environ | env, capture_output=True, text=True, check=True
+    )
     return done.stdout.strip()
 
 
-def test_the_import_is_light():
+def test_the_import_is_light(tmp_path: Path):
     code = "import time; t = time.perf_counter(); import cachewright; print(time.perf_counter() - t)"
+    # An installed package is compiled; a checkout need not be, and some machines are told not to keep bytecode.
+    env = {"PYTHONDONTWRITEBYTECODE": "", "PYTHONPYCACHEPREFIX": str(tmp_path)}
     # The best of several: the others measure the machine's other work.
     seconds = []
-    for _ in range(10):
-        seconds.append(float(run(code)))
+    for _ in range(20):
+        seconds.append(float(run(code, **env)))
         if len(seconds) >= 5 and min(seconds) < 0.1:
             break
+    print(f"import: {min(seconds) * 1000:.0f} ms")
     assert min(seconds) < 0.1
 
 
