@@ -50,6 +50,10 @@ def read_environment(environ: Mapping[str, str]) -> tuple[list[str], dict[str, A
         ConfigurationError: a variable that names no option, or a value that cannot be read.
     """
     tiers = environ.get(f"{PREFIX}TIERS", "").split()
+    for tier in tiers:
+        # A comma within one URL parts the hosts of a cluster or of Memcached.
+        if tier.endswith(",") or any("://" in part for part in tier.split(",")[1:]):
+            raise ConfigurationError(f"{PREFIX}TIERS: separate URLs with spaces, not commas")
     options: dict[str, Any] = {}
     for variable, text in environ.items():
         if not variable.startswith(PREFIX):
@@ -61,7 +65,8 @@ def read_environment(environ: Mapping[str, str]) -> tuple[list[str], dict[str, A
             options[name.lower()] = _keys(variable, text)
             continue
         if name not in _READERS:
-            raise ConfigurationError(f"{variable} names no option{did_you_mean(name, (*_READERS, *_OTHERS))}")
+            known = [f"{PREFIX}{word}" for word in (*_READERS, *_OTHERS) if did_you_mean(name, [word])]
+            raise ConfigurationError(f"{variable} names no option{did_you_mean(variable, known)}")
         read, expected = _READERS[name]
         try:
             options[name.lower()] = read(text)

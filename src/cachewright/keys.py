@@ -92,6 +92,10 @@ def check_tag(tag: object) -> str:
     """
     if type(tag) is str and tag and tag[0] != "\0" and tag.isascii() and len(tag) <= TAG_LIMIT:
         return tag
+    if isinstance(tag, (list, tuple, set, frozenset)):
+        raise InvalidKeyError(
+            f"a {type(tag).__name__} where one tag is expected: pass them one by one, as in invalidate_tags(*tags)"
+        )
     return _check_text(tag, "tag", TAG_LIMIT)
 
 

@@ -22,6 +22,7 @@ from typing import Any
 from urllib.parse import SplitResult, parse_qsl, unquote, urlsplit
 
 from cachewright.errors import ConfigurationError
+from cachewright.keys import shorten
 from cachewright.runtime.base import Clock
 from cachewright.spelling import did_you_mean
 from cachewright.tiers.base import Tier
@@ -54,22 +55,32 @@ def make_tiers(urls: Sequence[str | Tier], namespace: str, clock: Clock, copy: b
     return tiers
 
 
-def make_tier(url: str, namespace: str, clock: Clock, copy: bool = False) -> Tier:
+def make_tier(url: object, namespace: str, clock: Clock, copy: bool = False) -> Tier:
     """The tier that a URL names; nothing connects yet.
 
     Raises:
         ConfigurationError: an unknown scheme or parameter (the nearest right one is named), or a value out of range.
         MissingExtraError: the engine's client is not installed.
     """
+    if isinstance(url, (list, tuple, set, frozenset)):
+        # Not shown: its URLs may hold passwords.
+        raise ConfigurationError(
+            f"a {type(url).__name__} of tiers: pass them as separate arguments: Cache('memory://', 'redis://…'), "
+            "or Cache(*tiers)"
+        )
     if not isinstance(url, str):
-        raise ConfigurationError(f"{url!r}: expected a tier URL such as 'redis://localhost:6379/0'")
+        raise ConfigurationError(f"{shorten(url)}: expected a tier URL such as 'redis://localhost:6379/0'")
     try:
         parts = urlsplit(url)
         query = parse_qsl(parts.query, keep_blank_values=True, strict_parsing=bool(parts.query))
     except ValueError as error:
         raise ConfigurationError(f"{_bare(url)}: not a URL ({error})") from None
     scheme = _SCHEMES.get(parts.scheme)
-    if scheme is None or "://" not in url:
+    if scheme is not None and "://" not in url:
+        raise ConfigurationError(f"{_bare(url)}: write {parts.scheme}:// (a colon and two slashes)")
+    if scheme is None:
+        if url in _SCHEMES:
+            raise ConfigurationError(f"{url}: write {url}:// (a colon and two slashes)")
         raise ConfigurationError(
             f"{_bare(url)}: there is no tier {parts.scheme or url!r}{did_you_mean(parts.scheme or url, _SCHEMES)}; "
             f"known: {', '.join(f'{name}://' for name in _SCHEMES)}"

@@ -6,7 +6,7 @@ import enum
 import hashlib
 
 import pytest
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from cachewright.errors import ConfigurationError, InvalidKeyError
@@ -134,6 +134,7 @@ def test_no_user_can_write_a_hashed_key() -> None:
 
 @given(st.text(st.characters(exclude_categories=["Cs"]), min_size=1), st.sampled_from(["k", "t"]))
 def test_memcached_keys_are_always_legal(key: str, kind: str) -> None:
+    assume(key[0] != "\0")
     made = memcached_key(physical_key("n", kind, check_key(key)))  # type: ignore[arg-type]
     assert 0 < len(made) <= 250
     assert all(0x21 <= byte <= 0x7E for byte in made)
@@ -145,3 +146,9 @@ def test_did_you_mean() -> None:
     assert did_you_mean("STALE-IF-ERROR", ["stale_if_error"]) == " (did you mean 'stale_if_error'?)"
     assert did_you_mean("zebra", ["ttl", "tags"]) == ""
     assert did_you_mean("x", []) == ""
+
+
+@pytest.mark.parametrize("tags", [["a", "b"], ("a",), {"a"}])
+def test_several_tags_where_one_is_expected(tags: object) -> None:
+    with pytest.raises(InvalidKeyError, match=r"pass them one by one, as in invalidate_tags\(\*tags\)"):
+        check_tag(tags)
