@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import logging
+import re
 import threading
 from collections.abc import Callable
 
 import msgspec
+
+from cachewright.errors import CacheError
+from cachewright.keys import shorten
 
 __all__ = [
     "BackgroundFailed",
@@ -25,10 +29,28 @@ __all__ = [
 ]
 
 log = logging.getLogger("cachewright")
+_ERRNO = re.compile(r"\[Errno -?\d+\] ")
+
+
+def _said(error: BaseException, *places: str) -> str:
+    """What the error says, without the places that the sentence has named already."""
+    text = _ERRNO.sub("", " ".join(str(error).split()))  # one line, whatever a loader's error holds
+    for place in places:
+        text = text.removeprefix(f"{place}: ")
+        inside = place.partition("(")[2].rstrip(")")  # redis(localhost:6379) speaks of localhost:6379
+        text = text.removeprefix(f"{inside}: ") if inside else text
+    # Ours speak for themselves; what a loader or saver raised is told by its class too: str(KeyError(1)) is "1".
+    if isinstance(error, CacheError):
+        return text
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__
+
+
+def _key(key: str) -> str:
+    return shorten(key, 200)
 
 
 class Event(msgspec.Struct, frozen=True):
-    """Base of all events."""
+    """Base of all events. ``str()`` of one is a sentence for people, ``repr()`` has its attributes."""
 
 
 class Loaded(Event, frozen=True):
@@ -38,12 +60,20 @@ class Loaded(Event, frozen=True):
     seconds: float
     stored: bool
 
+    def __str__(self) -> str:
+        return (
+            f"{_key(self.key)}: loaded in {self.seconds:.3f} s, {'stored' if self.stored else 'not stored'}"
+        )
+
 
 class LoadFailed(Event, frozen=True):
     """A loader raised; the caller got this error, or a stale value."""
 
     key: str
     error: BaseException
+
+    def __str__(self) -> str:
+        return f"{_key(self.key)}: the load failed: {_said(self.error)}"
 
 
 class StaleServed(Event, frozen=True):
@@ -52,11 +82,17 @@ class StaleServed(Event, frozen=True):
     key: str
     why: str
 
+    def __str__(self) -> str:
+        return f"{_key(self.key)}: a stale value was served ({self.why})"
+
 
 class LeaseLost(Event, frozen=True):
     """A load ended and its lease was gone: the value went to the caller and not into the cache."""
 
     key: str
+
+    def __str__(self) -> str:
+        return f"{_key(self.key)}: changed during its load; the loaded value was not stored"
 
 
 class DecodeFailed(Event, frozen=True):
@@ -66,6 +102,9 @@ class DecodeFailed(Event, frozen=True):
     tier: str
     error: BaseException
 
+    def __str__(self) -> str:
+        return f"{self.tier}: {_key(self.key)} could not be decoded: {_said(self.error)}"
+
 
 class TierFailed(Event, frozen=True):
     """One operation on a tier failed."""
@@ -74,6 +113,9 @@ class TierFailed(Event, frozen=True):
     operation: str
     error: BaseException
 
+    def __str__(self) -> str:
+        return f"{self.tier}: {self.operation} failed: {_said(self.error, self.tier)}"
+
 
 class BreakerChanged(Event, frozen=True):
     """A tier's circuit breaker opened or closed."""
@@ -81,12 +123,22 @@ class BreakerChanged(Event, frozen=True):
     tier: str
     open: bool
 
+    def __str__(self) -> str:
+        return (
+            f"{self.tier}: the breaker opened; going on without it"
+            if self.open
+            else f"{self.tier}: the breaker closed; in use again"
+        )
+
 
 class RefreshFailed(Event, frozen=True):
     """A scheduled or background refresh failed; the last good value stays."""
 
     key: str
     error: BaseException
+
+    def __str__(self) -> str:
+        return f"{_key(self.key)}: the refresh failed: {_said(self.error)}; the last good value stays"
 
 
 class SaveFailed(Event, frozen=True):
@@ -98,6 +150,12 @@ class SaveFailed(Event, frozen=True):
     attempt: int
     retry_in: float
 
+    def __str__(self) -> str:
+        return (
+            f"{self.repository}: save of {_key(self.key)} failed (attempt {self.attempt}): {_said(self.error)}; "
+            f"again in {self.retry_in:.1f} s"
+        )
+
 
 class DeadLetter(Event, frozen=True):
     """A record was given up after ``max_attempts``; it stays in the buffer until replayed or discarded."""
@@ -107,12 +165,21 @@ class DeadLetter(Event, frozen=True):
     error: str
     attempts: int
 
+    def __str__(self) -> str:
+        return (
+            f"{self.repository}: {_key(self.key)} is a dead letter after {self.attempts} attempts: {self.error}; "
+            "it stays in the buffer"
+        )
+
 
 class BackgroundFailed(Event, frozen=True):
     """Background work of ours raised; ``where`` names it."""
 
     where: str
     error: BaseException
+
+    def __str__(self) -> str:
+        return f"{self.where} failed: {_said(self.error)}"
 
 
 Subscriber = Callable[[Event], None]
