@@ -15,6 +15,7 @@ import lz4.frame
 import pytest
 import zstandard
 
+from cachewright import Cache
 from cachewright.codecs.base import ID_JSON, ID_MSGPACK, ID_PICKLE, make_context
 from cachewright.codecs.compress import COMPRESSORS, decompress, output_limit
 from cachewright.codecs.encrypt import Encryption
@@ -280,6 +281,13 @@ def test_encryption_keys_rotate_and_cannot_be_stripped() -> None:
 def test_bad_encryption_keys(key: Any) -> None:
     with pytest.raises(ConfigurationError, match="32 bytes"):
         make_pipeline(encryption=key)
+
+
+def test_a_bad_key_is_named_by_the_option_that_it_was_given_to() -> None:
+    with pytest.raises(ConfigurationError, match=r"^encryption_keys\[1\] is str"):
+        Cache(encryption_keys=[b"a" * 32, "abc"])  # type: ignore[list-item]
+    with pytest.raises(ConfigurationError, match=r"^pickle_keys\[0\] is str"):
+        Cache(codec="pickle", pickle_keys=["abc"])  # type: ignore[list-item]
 
 
 # --- the pipeline -------------------------------------------------------------------------------------------

@@ -425,3 +425,36 @@ def test_loader_type_of_local_classes_and_of_many() -> None:
     assert loader_type(many_entries, (Entry,), many=True) is User
     assert loader_type(many_async, many=True) is User
     assert loader_type(plain, many=True) is None
+
+
+class Plain:
+    """A class that no codec knows."""
+
+
+@dataclass
+class WithPlain:
+    inner: object
+
+
+@both
+@pytest.mark.parametrize("value", [Plain(), [Plain()], {"a": {"b": Plain()}}, object(), 1j])
+def test_a_class_that_is_not_supported_is_not_asked_for_its_type(codec: Codec, value: Any) -> None:
+    # Where the loader says "-> Plain", to ask for the annotation again would lead nowhere.
+    with pytest.raises(
+        EncodeError, match=r"is not a supported class: dataclass, msgspec\.Struct, attrs"
+    ) as caught:
+        codec.encode(value, b"")
+    assert "give its type" not in str(caught.value)
+    with pytest.raises(EncodeError, match="is not a supported class"):
+        codec.encode(WithPlain(Plain()), b"", WithPlain)
+
+
+@both
+@pytest.mark.parametrize(
+    "value",
+    [Attr(1), Struct(1), Model(ID=1), Named(1, "x"), Colour.RED, collections.OrderedDict(a=1)],
+    ids=lambda value: type(value).__name__,
+)
+def test_a_class_that_needs_its_type_is_asked_for_it(codec: Codec, value: Any) -> None:
+    with pytest.raises(EncodeError, match="give its type"):
+        codec.encode(value, b"")

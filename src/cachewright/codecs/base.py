@@ -20,8 +20,12 @@ it, so that a payload copied to another key or namespace is refused.
 
 from __future__ import annotations
 
+import enum
 import re
+from datetime import date, time, timedelta
+from decimal import Decimal
 from typing import Any, Final, Protocol, runtime_checkable
+from uuid import UUID
 
 from cachewright.errors import DecodeError, EncodeError
 
@@ -47,6 +51,12 @@ ID_MSGPACK: Final = 1
 ID_JSON: Final = 2
 ID_PICKLE: Final = 3
 FIRST_USER_ID: Final = 128
+
+# Their subclasses become the builtin under its own annotation. (A NamedTuple is a tuple.)
+_BUILTINS: Final = (
+    *(int, float, str, bytes, bytearray, memoryview, list, tuple, set, frozenset, dict),
+    *(date, time, timedelta, Decimal, UUID),
+)
 
 MAX_DEPTH: Final = 128
 """Containers inside containers. Fixed, so that what one caller can store, a caller with a deeper stack can read."""
@@ -100,9 +110,30 @@ def type_name(type_: Any) -> str:
     return type_.__qualname__ if module == "builtins" else f"{module}.{type_.__qualname__}"
 
 
-def refuse(value: object, path: str, why: str = "cannot be stored without changing its type") -> EncodeError:
+SUPPORTED: Final = "dataclass, msgspec.Struct, attrs, pydantic, TypedDict, NamedTuple, Enum"
+
+
+def _may_have_a_plan(cls: type) -> bool:
+    """Whether a value of this class can be stored once its type is known."""
+    return (
+        issubclass(cls, (*_BUILTINS, enum.Enum))
+        or any(
+            hasattr(cls, mark) for mark in ("__dataclass_fields__", "__struct_fields__", "__attrs_attrs__")
+        )
+        or hasattr(cls, "__pydantic_fields__")
+    )
+
+
+def refuse(value: object, path: str, why: str = "") -> EncodeError:
     """Build the error for a value that no codec may store; it shows the type and the place, never the value."""
     where = f" at {path}" if path != "$" else ""
+    if not why and not _may_have_a_plan(type(value)):
+        # Even where a loader's annotation names it: to ask for the type again would lead nowhere.
+        return EncodeError(
+            f"{type_name(type(value))}{where} is not a supported class: {SUPPORTED} and builtin types can be stored; "
+            "make it one of these, convert it first, or use codec='pickle' with pickle_keys="
+        )
+    why = why or "cannot be stored without changing its type"
     return EncodeError(
         f"{type_name(type(value))}{where} {why}; give its type (type=… or the loader's return annotation), "
         "or convert it to builtin types first"

@@ -37,7 +37,7 @@ class Encryption:
     """
 
     def __init__(self, keys: bytes | Iterable[bytes]) -> None:
-        checked = secret_keys("encryption", keys, "exactly 32 bytes", range(32, 33))
+        checked = secret_keys("encryption_keys", keys, "exactly 32 bytes", range(32, 33))
         try:
             from cryptography.hazmat.primitives.ciphers.aead import AESGCM
         except ImportError:

@@ -23,7 +23,7 @@ from uuid import UUID
 
 import msgspec
 
-from cachewright.codecs.base import refuse, type_name
+from cachewright.codecs.base import SUPPORTED, refuse, type_name
 from cachewright.errors import DecodeError, EncodeError
 
 __all__ = ["TypePlan", "is_supported", "plan_for"]
@@ -263,8 +263,7 @@ def plan_for(type_: Any) -> TypePlan:
         plan = _cached_plan.__wrapped__(type_)
     if isinstance(plan, str):
         raise UnsupportedTypeError(
-            f"values of type {type_name(type_)} cannot be stored: {plan}; use a dataclass, msgspec.Struct, "
-            "pydantic model, attrs class, TypedDict, Enum or builtin types"
+            f"values of type {type_name(type_)} cannot be stored: {plan}; {SUPPORTED} and builtin types can"
         )
     return plan
 
