@@ -20,14 +20,12 @@ from cachewright.core.engine import Engine
 from cachewright.errors import ConfigurationError
 from cachewright.options import MISSING, Options
 from cachewright.runtime.base import Runtime
-from cachewright.spelling import did_you_mean
 from cachewright.write_modes import Origin, WriteBehind
 
 __all__ = ["SavingLater"]
 
 log = logging.getLogger("cachewright")
 _ID = MsgpackCodec()
-_FLUSHERS = ("background", "celery", "worker", "none")
 
 
 class SavingLater:
@@ -68,11 +66,6 @@ class SavingLater:
 
             flushing = install(app_for() if where == "celery" else where)
             where, notify = "celery", flushing.hints(namespace, name, engine.state.hub)
-        elif where not in _FLUSHERS:
-            hint = did_you_mean(where, _FLUSHERS)
-            raise ConfigurationError(
-                f"flusher={where!r}: expected one of {', '.join(_FLUSHERS)}{hint}, or a Celery app"
-            )
         self.flusher = Flusher(
             buffer,
             self.savers,

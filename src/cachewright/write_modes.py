@@ -7,9 +7,14 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from cachewright.behind.types import BehindOptions, OnFull
+from cachewright.errors import ConfigurationError
+from cachewright.keys import shorten
 from cachewright.options import Seconds
+from cachewright.spelling import did_you_mean
 
 __all__ = ["Origin", "WriteAround", "WriteBehind", "WriteThrough"]
+
+FLUSHERS = ("background", "celery", "worker", "none")
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +74,18 @@ class WriteBehind:
     claim: Seconds = 5.0
     settle: Seconds = 5.0
     flusher: Any = field(default="background")
+
+    def __post_init__(self) -> None:
+        if isinstance(self.flusher, str) and self.flusher not in FLUSHERS:
+            hint = did_you_mean(self.flusher, FLUSHERS)
+            raise ConfigurationError(
+                f"flusher={self.flusher!r}: expected one of {', '.join(FLUSHERS)}{hint}, or a Celery app"
+            )
+        buffer: object = self.buffer
+        if buffer is not None and not (isinstance(buffer, str) and "://" in buffer):
+            raise ConfigurationError(
+                f"buffer={shorten(buffer)}: expected sqlite:///path (relative) or sqlite:////path (absolute)"
+            )
 
     def behind_options(self, ordered_saver: bool) -> BehindOptions:
         """The flusher's own options, checked."""
