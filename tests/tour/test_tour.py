@@ -16,8 +16,11 @@ from xml.etree import ElementTree as ET
 
 import psutil
 import pytest
+from typer.testing import CliRunner
 
-from cachewright.tour import engines
+from cachewright.cli.app import app
+from cachewright.tour import engines, run
+from cachewright.tour.stage import Scene
 
 NAMES = [
     "simple caching with a TTL, connection retry, stampede lock",
@@ -149,7 +152,7 @@ def check_page(text):
 
 
 def test_scenes_can_be_played_one_by_one():
-    done = cachewright("tour", "--engine", "embedded", "--only", "2", "--only", "5")
+    done = cachewright("tour", "--engine", "embedded", "--only", "2,5")
     assert done.returncode == 0, done.stdout + done.stderr
     assert "2. cache-aside" in done.stdout
     assert "5. write-through" in done.stdout
@@ -191,13 +194,28 @@ def kept(server) -> list[bytes]:
     return sorted(key for key in server.ask("KEYS", "*") if b":t:" not in key)
 
 
-def test_a_scene_that_fails_is_named():
-    with socket.socket() as nobody:  # bound and not listening
-        nobody.bind(("127.0.0.1", 0))
-        done = cachewright("tour", "--only", "2", "--redis", f"redis://127.0.0.1:{nobody.getsockname()[1]}/0")
-    assert done.returncode == 1
+def test_a_scene_that_fails_is_named(monkeypatch):
+    def fail(stage):
+        raise ConnectionError("gone")
+
+    scene = Scene(2, "two", "about", "bug", (), (), (), fail)
+    monkeypatch.setattr(run, "all_scenes", lambda: [scene])
+    done = CliRunner().invoke(app, ["tour"])
+    assert done.exit_code == 1
     assert "scene 2 FAILED" in done.stdout
-    assert "failed: ConnectionError" in done.stdout
+    assert "failed: ConnectionError: gone" in done.stdout
+
+
+def test_a_reader_that_has_seen_enough_is_no_error():
+    line, env = command("tour", "--engine", "embedded", "--only", "2")
+    with subprocess.Popen(line, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as tour:
+        assert tour.stdout is not None
+        tour.stdout.readline()
+        tour.stdout.close()
+        assert tour.stderr is not None
+        error = tour.stderr.read()
+    assert (tour.returncode, error) == (128 + signal.SIGPIPE, "")
+    assert left_over(env[MARK]) == []
 
 
 def test_embedded_servers_stand_in_for_what_is_not_installed(monkeypatch):
@@ -255,7 +273,13 @@ def test_a_tour_that_is_stopped_leaves_nothing_behind(how):
     ("words", "part"),
     [
         (("tour", "--only", "11"), "the scenes are 1 to 10"),
+        (("tour", "--only", "3,x"), "--only 3,x: expected the numbers of scenes"),
+        (("tour", "--html", "no/such/folder.html"), "--html no/such/folder.html: cannot be written"),
         (("tour", "--redis", "http://localhost"), "expected redis://"),
+        (
+            ("tour", "--database", "mysql://me:hush@localhost/x"),
+            "--database mysql://localhost/x: expected postgresql://",
+        ),
         (("tour", "--engine", "local", "--memcached", "redis://localhost"), "expected memcached://"),
     ],
 )
@@ -264,6 +288,29 @@ def test_wrong_words_are_named(words, part):
     assert done.returncode == 2
     assert part in done.stderr
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("option", "scheme", "path"),
+    [
+        ("--redis", "redis", "/0"),
+        ("--memcached", "memcached", ""),
+        ("--cluster", "redis+cluster", ""),
+        ("--broker", "amqp", "//"),
+        ("--broker", "redis", "/0"),
+        ("--database", "postgresql", "/x"),
+    ],
+)
+def test_what_cannot_be_reached_is_one_line_without_credentials(option, scheme, path):
+    with socket.socket() as nobody:  # bound and not listening
+        nobody.bind(("127.0.0.1", 0))
+        place = f"127.0.0.1:{nobody.getsockname()[1]}{path}"
+        secret = "" if scheme == "memcached" else "me:hush@"
+        done = cachewright("tour", "--only", "2", option, f"{scheme}://{secret}{place}")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith(f"{option} {scheme}://{place}: not reached (")
+    assert done.stderr.count("\n") == 1
+    assert "hush" not in done.stderr
 
 
 def test_the_version():

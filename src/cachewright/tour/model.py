@@ -16,7 +16,7 @@ class Span:
         lane: who it belongs to: a caller, a process, the database.
         at: when it began, in seconds since the scene began.
         seconds: how long it took.
-        kind: hit, miss, load, wait, stale, save, store, drop, error, kill, query (of the database), or note.
+        kind: hit, miss, load, buffer (of write-behind), wait, stale, save, store, drop, error, kill, query (of the database), or note.
     """
 
     lane: str
@@ -43,7 +43,7 @@ class Step:
         seconds: how long it took.
         who: the caller.
         call: what was called, as one would write it.
-        result: one word: hit, miss, load, wait, stale, save, store, drop, error, kill, or note.
+        result: one word: hit, miss, load, buffer (of write-behind), wait, stale, save, store, drop, error, kill, or note.
         note: what came back, or what it means.
         spans: its bars in a time line.
         tiers: where the step is a look at the tiers, what each held.

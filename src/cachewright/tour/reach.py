@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from contextlib import closing
+from typing import Any
 from urllib.parse import urlsplit
 
 from cachewright import Cache
@@ -58,10 +59,11 @@ def check_database(url: str | None) -> None:
 
 def _connect_broker(url: str) -> None:
     try:
-        from kombu import Connection
+        from kombu.connection import Connection
     except ImportError as error:
         raise MissingExtraError("a broker", "celery") from error
-    connection = Connection(url, connect_timeout=_SECONDS)
+    make: Any = Connection  # untyped
+    connection = make(url, connect_timeout=_SECONDS)
     try:
         with connection:
             connection.connect()

@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 
 from cachewright.core.edit import Inspection
 from cachewright.options import MISSING
+from cachewright.repository import Repository
 from cachewright.runtime.process import LOOPBACK
 from cachewright.tour.model import Side, Span, Step, TierRow
 from cachewright.tour.origin import Origin, User, marks
@@ -158,8 +159,9 @@ class Recorder:
 
     # ------------------------------------------------------------------------------------------- underneath
 
-    def _timed(self, function: Callable[[], Any], who: str) -> _Outcome:
+    def _timed(self, function: partial[Any], who: str) -> _Outcome:
         marks.seen = set()
+        asked_before = self._origin.loads + self._origin.failures
         began = self._now()
         clock = time.perf_counter()
         value, error = None, None
@@ -168,7 +170,10 @@ class Recorder:
         except Exception as caught:
             error = caught
         seconds = time.perf_counter() - clock
-        result = next((word for word in ("stale", "load", "save") if word in marks.seen), "hit")
+        if "loaded" in marks.seen:
+            asked = self._origin.loads + self._origin.failures > asked_before
+            marks.seen.add("load" if asked or not _of_repository(function) else "buffer")
+        result = next((word for word in ("stale", "load", "buffer", "save") if word in marks.seen), "hit")
         if error is not None:
             result = "error"
         elif result == "hit" and self._others_loaded(began, seconds):
@@ -208,12 +213,17 @@ class _Outcome:
         )
 
 
+def _of_repository(call: partial[Any]) -> bool:
+    """Whether a load that did not ask the database can only have come from the buffer of unsaved writes."""
+    return isinstance(getattr(call.func, "__self__", None), Repository)
+
+
 def _short(tier: str) -> str:
     """``redis:6379`` of ``redis(127.0.0.1:6379)``; of several servers, the kind alone."""
     kind, _, place = tier.partition("(")
     if not place or "," in place:
         return kind
-    return kind + place.rstrip(")").replace(f"{LOOPBACK}:", ":")
+    return f"{kind}:{place.replace(')', '').removeprefix(f'{LOOPBACK}:')}"
 
 
 def _word(name: str, outcome: _Outcome) -> str:
@@ -229,6 +239,7 @@ def _word(name: str, outcome: _Outcome) -> str:
 
 _PLURALS = {
     "load": "loaded",
+    "buffer": "from the buffer",
     "wait": "waited",
     "hit": "hit",
     "error": "failed",

@@ -11,23 +11,23 @@ from pathlib import Path
 
 from cachewright.tour.model import SceneResult, Side, TourResult
 from cachewright.tour.timeline import KINDS, time_line
-from cachewright.tour.words import duration, result_word, tier_line
+from cachewright.tour.words import count, duration, result_word, tier_line, verdict
 
 __all__ = ["page", "write_page"]
 
 _STYLE = """
 :root { color-scheme: light dark; --page: #fff; --ink: #1c1e21; --soft: #5b626b; --line: #d9dde2; --card: #f6f7f9;
   --good: #1a7f37; --bad: #c42b1c; --hit: #2da44e; --load: #d4a106; --wait: #54aeff; --stale: #a475f9; --save: #3866c9;
-  --store: #6f8fd8; --drop: #5c7a89; --error: #d1242f; --query: #8c959f; --kill: #1c1e21; --miss: #d4a106; --word: #8250df; --text: #0a7a5c; }
+  --store: #6f8fd8; --drop: #5c7a89; --error: #d1242f; --query: #8c959f; --kill: #1c1e21; --miss: #d6589f; --buffer: #0b7285; --word: #8250df; --text: #0a7a5c; }
 @media (prefers-color-scheme: dark) { :root { --page: #14161a; --ink: #e4e7eb; --soft: #9aa3ad; --line: #333940;
   --card: #1c1f24; --good: #57c97a; --bad: #ff7b72; --hit: #3fb950; --load: #e3b341; --wait: #388bfd; --stale: #bc8cff;
-  --save: #6f9bff; --store: #7f9fe0; --drop: #8fb0c0; --error: #ff6b62; --query: #6e7781; --kill: #ffffff; --miss: #e3b341; --word: #c9a5ff;
+  --save: #6f9bff; --store: #7f9fe0; --drop: #8fb0c0; --error: #ff6b62; --query: #6e7781; --kill: #ffffff; --miss: #f778ba; --buffer: #22b8cf; --word: #c9a5ff;
   --text: #7ee0b8; } }
 * { box-sizing: border-box; }
 body { margin: 0 auto; max-width: 1080px; padding: 24px 20px 60px; background: var(--page); color: var(--ink);
   font: 16px/1.5 system-ui, sans-serif; }
 h1 { font-size: 28px; margin: 0 0 4px; } h2 { font-size: 21px; margin: 48px 0 6px; } p { margin: 6px 0; }
-.soft { color: var(--soft); } .good { color: var(--good); } .bad { color: var(--bad); }
+.soft { color: var(--soft); } .good { color: var(--good); } .bad { color: var(--bad); } .verdict { white-space: nowrap; }
 table { border-collapse: collapse; width: 100%; margin: 12px 0; font-size: 15px; }
 th, td { text-align: left; vertical-align: top; padding: 6px 10px 6px 0; border-bottom: 1px solid var(--line); }
 th { font-weight: 600; color: var(--soft); } td.number { text-align: right; white-space: nowrap; }
@@ -79,8 +79,8 @@ def page(result: TourResult) -> str:
         f'<meta name="viewport" content="width=device-width, initial-scale=1">\n<title>cachewright: the tour</title>\n'
         f"<style>{_STYLE}{_KINDS_STYLE}</style>\n</head>\n<body>\n"
         f'<h1>cachewright: the tour</h1>\n<p class="soft">Version {escape(result.version)}; '
-        f"{len(result.scenes)} scenes in {result.seconds:.0f} s; database: {escape(result.database)}.</p>\n"
-        f'<div class="scroll"><table><tr><th></th><th>strategy</th><th>engine</th><th>time</th><th></th></tr>{rows}'
+        f"{count(len(result.scenes), 'scene')} in {result.seconds:.0f} s; database: {escape(result.database)}.</p>\n"
+        f'<div class="scroll"><table><tr><th></th><th>scene</th><th>engine</th><th>time</th><th>verdict</th></tr>{rows}'
         f"</table></div>\n"
         f'<div class="legend">{legend}</div>\n'
         f"{''.join(_scene(scene) for scene in result.scenes)}</body>\n</html>\n"
@@ -90,8 +90,7 @@ def page(result: TourResult) -> str:
 def _scene(scene: SceneResult) -> str:
     failed = f'<p class="bad">failed: {escape(scene.error)}</p>' if scene.error else ""
     rows = "".join(
-        f"<tr><td>{escape(one.what)}</td><td>{escape(one.textbook)}</td><td>{escape(one.ours)}</td>"
-        f"<td>{_mark(one.ok)}</td></tr>"
+        f"<tr><td>{escape(one.what)}</td><td>{escape(one.textbook)}</td><td>{escape(one.ours)} {_mark(one.ok)}</td></tr>"
         for one in scene.comparisons
     )
     return (
@@ -99,16 +98,14 @@ def _scene(scene: SceneResult) -> str:
         f'<p>{escape(scene.about)}</p>\n<p><strong class="bad">The textbook\'s bug:</strong> {escape(scene.bug)}</p>\n'
         f'<p class="soft">Engine: {escape(scene.engine)}.</p>\n{failed}'
         f'<div class="code">{_code("cachewright", scene.ours)}{_code("textbook", scene.textbook)}</div>\n'
-        f'<div class="scroll"><table><tr><th></th><th>textbook</th><th>cachewright</th><th></th></tr>{rows}</table></div>\n'
+        f'<div class="scroll"><table><tr><th></th><th>textbook</th><th>cachewright</th></tr>{rows}</table></div>\n'
         f'<div class="scroll">{time_line(scene)}</div>\n'
         f"{_steps('What happened', scene.ours)}{_steps('The textbook’s version', scene.textbook)}</section>\n"
     )
 
 
 def _mark(ok: bool) -> str:
-    if ok:
-        return '<span class="good" title="as promised">✓</span>'
-    return '<span class="bad">✗ not as promised</span>'
+    return f'<span class="{"good" if ok else "bad"} verdict">{verdict(ok)}</span>'
 
 
 def _code(title: str, side: Side) -> str:

@@ -11,13 +11,15 @@ from rich.table import Table
 from rich.text import Text
 
 from cachewright.tour.model import SceneResult, Side, Step, TourResult
-from cachewright.tour.words import duration, life, result_word
+from cachewright.tour.words import count, duration, life, outcome, result_word, verdict
 
 __all__ = ["RichListener"]
 
 _STYLES = {
     "hit": "green",
     "load": "yellow",
+    "miss": "bright_magenta",
+    "buffer": "bright_cyan",
     "wait": "cyan",
     "stale": "magenta",
     "save": "blue",
@@ -41,7 +43,7 @@ class RichListener:
         words = Text.assemble(
             ("cachewright ", "bold"),
             result.version,
-            f": {scenes} scenes on real engines; database: {result.database}",
+            f": {count(scenes, 'scene')} on real engines; database: {result.database}",
         )
         self._console.print(words)
 
@@ -97,18 +99,15 @@ class RichListener:
         table = Table(
             title="the tour", title_justify="left", title_style="bold", box=None, padding=(0, 2, 0, 0)
         )
-        for name in ("", "strategy", "engine", "time", ""):
+        for name in ("", "scene", "engine", "verdict"):
             table.add_column(name, header_style="dim")
+        table.add_column("seconds", header_style="dim", justify="right")
         for scene in result.scenes:
             word = Text("ok", "green") if scene.ok else Text("FAILED", "bold red")
-            table.add_row(str(scene.number), scene.name, Text(scene.engine), duration(scene.seconds), word)
+            table.add_row(str(scene.number), scene.name, Text(scene.engine), word, f"{scene.seconds:.2f}")
         self._console.print()
         self._console.print(table)
-        failed = [str(scene.number) for scene in result.scenes if not scene.ok]
-        outcome = f"scene {', '.join(failed)} FAILED" if failed else f"{len(result.scenes)} scenes ok"
-        self._console.print(
-            Text(f"{outcome} in {result.seconds:.0f} s", "bold red" if failed else "bold green")
-        )
+        self._console.print(Text(outcome(result), "bold green" if result.ok else "bold red"))
 
     def close(self) -> None:
         """Gives the cursor back, whatever happened."""
@@ -161,8 +160,7 @@ def _comparisons(scene: SceneResult) -> Table:
     table.add_column("", ratio=3)
     table.add_column("textbook", style="red", ratio=4)
     table.add_column("cachewright", style="green", ratio=4)
-    table.add_column("", no_wrap=True)
     for one in scene.comparisons:
-        mark = Text("✓", "green") if one.ok else Text("✗ not as promised", "bold red")
-        table.add_row(one.what, one.textbook, one.ours, mark)
+        mark = (verdict(one.ok), "bold green" if one.ok else "bold red")
+        table.add_row(Text(one.what), Text(one.textbook), Text.assemble(one.ours, "\n", mark))
     return table

@@ -144,7 +144,7 @@ def _mark(event: Event) -> None:
     if isinstance(event, StaleServed):
         marks.seen.add("stale")
     elif isinstance(event, Loaded):
-        marks.seen.add("load")
+        marks.seen.add("loaded")
 
 
 def source(function: Callable[..., Any]) -> str:

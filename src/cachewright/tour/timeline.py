@@ -15,6 +15,7 @@ KINDS = {
     "hit": "hit",
     "miss": "miss",
     "load": "load",
+    "buffer": "from the write-behind buffer",
     "wait": "waits for another's load",
     "stale": "stale value",
     "save": "save",

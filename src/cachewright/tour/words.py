@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from cachewright.tour.model import Step, TierRow
+from cachewright.tour.model import Step, TierRow, TourResult
 
-__all__ = ["count", "duration", "life", "result_word", "tier_line", "verdict"]
+__all__ = ["count", "duration", "life", "outcome", "result_word", "tier_line", "verdict"]
 
 
 def count(number: int, noun: str) -> str:
@@ -32,6 +32,13 @@ def life(row: TierRow) -> str:
     return f"{row.state}, {row.left:.1f} s left"
 
 
+def outcome(result: TourResult) -> str:
+    """The tour in one line."""
+    failed = [str(scene.number) for scene in result.scenes if not scene.ok]
+    named = f"{'scene' if len(failed) == 1 else 'scenes'} {', '.join(failed)} FAILED"
+    return f"{named if failed else count(len(result.scenes), 'scene') + ' ok'} in {result.seconds:.0f} s"
+
+
 def result_word(step: Step) -> str:
     """The result, where it says more than the call does."""
     return "" if step.result in ("note", "kill") else step.result
@@ -43,5 +50,5 @@ def tier_line(step: Step) -> str:
 
 
 def verdict(ok: bool) -> str:
-    """``yes`` or ``NO``."""
-    return "as promised" if ok else "NOT AS PROMISED"
+    """What is said beside what we did; the textbook's outcome is never as promised."""
+    return "✓ as promised" if ok else "✗ NOT AS PROMISED"
