@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import re
+from typing import Any, cast
 
 import pytest
 from rich.console import Console
@@ -130,7 +131,7 @@ def test_a_load_that_did_not_ask_the_database_came_from_the_buffer(asks, word):
     with Cache("memory://") as cache:
         cache.events.subscribe(lambda event: marks.seen.add("loaded") if isinstance(event, Loaded) else None)
         users = cache.repository("user", load=load)
-        recorder = Recorder(side, database, lambda: 0.0)
+        recorder = Recorder(side, cast(Any, database), lambda: 0.0)
         recorder.call(users.get, 1)
         recorder.call(users.get, 1)
     assert [step.result for step in side.steps] == [word, "hit"]

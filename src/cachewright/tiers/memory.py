@@ -361,23 +361,20 @@ class MemoryTier(Tier):
             node.mark += 1
         return deep_copy(key, value) if self.copy else value
 
-    def tagged(self, tag: str) -> int:
-        """How many entries carry it."""
-        return len(self._content.tagged.get(tag, ()))
-
     def describe(self) -> dict[str, Any]:
         """Entries now, their bound, and how many had to leave for others before their time."""
-        return {
-            "entries": len(self.table),
-            "max_entries": self.max_entries,
-            "evictions": self._content.evictions,
-        }
+        evictions = self._content.evictions
+        return {"entries": len(self.table), "max_entries": self.max_entries, "evictions": evictions}
 
     def check(self) -> None:
         """Raises AssertionError where the tier's own accounts do not agree; for tests."""
         with self._held:
             self._content.check()
             assert len(self._tag_kills) <= TAG_KILLS, "too many tag kills are remembered"
+
+    def tagged(self, tag: str) -> int:
+        """How many entries carry it."""
+        return len(self._content.tagged.get(tag, ()))
 
     def _copied(self, key: str, slot: Slot) -> Slot:
         if not self.copy or slot.entry is None:
@@ -398,5 +395,5 @@ def deep_copy(key: str, value: Any) -> Any:
         return copying.deepcopy(value)
     except Exception as error:
         raise EncodeError(
-            f"the value of {key!r} cannot be deep-copied ({error}); set copy=False to share the object itself"
+            f"the value of {key!r} cannot be deep-copied ({error}); set copy=False to share it"
         ) from error

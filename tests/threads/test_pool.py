@@ -1,0 +1,154 @@
+"""The pool of background threads: a place in it is never lost, and what waits in it makes room for what it waits for."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Callable
+from functools import partial
+
+import pytest
+
+from cachewright import Cache, RecursiveLoadError
+from cachewright.runtime.workers import Timer, Workers
+
+
+def in_thread(work: Callable[[], object]) -> threading.Thread:
+    thread = threading.Thread(target=work, daemon=True)
+    thread.start()
+    return thread
+
+
+def test_work_that_ends_its_thread_does_not_take_its_place_along() -> None:
+    workers = Workers("test", 2)
+
+    def leave() -> None:
+        raise SystemExit
+
+    for _ in range(10):
+        workers.submit(leave)
+    ran = threading.Event()
+    workers.submit(ran.set)
+    assert ran.wait(10)
+
+
+def test_loads_that_need_further_loads_do_not_lock_the_pool() -> None:
+    with Cache() as cache:
+
+        def outer(n: int) -> int:
+            inner = cache.get_or_set(f"inner:{n}", lambda: n, soft_timeout=60)
+            assert isinstance(inner, int)
+            return inner
+
+        values: list[int] = []
+        threads = [
+            in_thread(
+                partial(
+                    lambda n: values.append(
+                        cache.get_or_set(f"outer:{n}", partial(outer, n), soft_timeout=60)
+                    ),
+                    n,
+                )
+            )
+            for n in range(70)
+        ]
+        for thread in threads:
+            thread.join(30)
+        assert sorted(values) == list(range(70))
+
+
+def test_plain_loaders_that_wait_for_an_awaited_one_do_not_lock_the_pool() -> None:
+    asyncio.run(_plain_loaders())
+
+
+async def _plain_loaders() -> None:
+    async with Cache() as cache:
+        begun = threading.Event()
+
+        def shared() -> int:
+            return 1
+
+        def outer() -> int:
+            begun.wait(10)
+            return cache.get_or_set("shared", shared)
+
+        loads = [asyncio.create_task(cache.aget_or_set(f"k{n}", outer)) for n in range(70)]
+        await asyncio.sleep(0)
+        one = asyncio.create_task(cache.aget_or_set("shared", shared))
+        begun.set()
+        assert await asyncio.wait_for(asyncio.gather(one, *loads), 30) == [1] * 71
+
+
+def test_a_load_that_has_not_begun_when_its_cache_closes_hangs_nobody() -> None:
+    cache = Cache()
+    busy, done = threading.Barrier(65), threading.Event()
+
+    def hold() -> int:
+        busy.wait(30)
+        done.wait(30)
+        return 1
+
+    holders = [in_thread(partial(cache.get_or_set, f"h{n}", hold, soft_timeout=60)) for n in range(64)]
+    busy.wait(30)
+    got: list[int] = []
+    waiting = in_thread(lambda: got.append(cache.get_or_set("late", lambda: 2, soft_timeout=60)))
+    while not len(cache.engine.state.flights) >= 65:
+        threading.Event().wait(0.005)
+    cache.close()  # cancels what waits for a thread
+    done.set()
+    waiting.join(20)
+    assert got == [2]
+    for holder in holders:
+        holder.join(20)
+
+
+def test_a_circle_through_a_gather_is_seen() -> None:
+    asyncio.run(_circle())
+
+
+async def _circle() -> None:
+    async with Cache() as cache:
+        both = asyncio.Event()
+
+        async def load_a() -> object:
+            both.set()
+            return await asyncio.gather(cache.aget_or_set("b", load_b), cache.aget_or_set("c", load_c))
+
+        async def load_b() -> object:
+            await both.wait()
+            await asyncio.sleep(0)
+            return await cache.aget_or_set("a", load_a)
+
+        async def load_c() -> int:
+            await asyncio.sleep(0.05)
+            return 1
+
+        led = [
+            asyncio.create_task(cache.aget_or_set("b", load_b)),
+            asyncio.create_task(cache.aget_or_set("a", load_a)),
+        ]
+        done = await asyncio.wait_for(asyncio.gather(*led, return_exceptions=True), 20)
+        assert any(isinstance(one, RecursiveLoadError) for one in done)
+
+
+def test_what_is_called_off_is_let_go_of() -> None:
+    timer = Timer()
+    ran = threading.Event()
+    for _ in range(5000):
+        timer.call_off(timer.after(3600, lambda: None))
+    assert len(timer._heap) < 500
+    timer.after(0, ran.set)
+    assert ran.wait(10)
+
+
+def test_a_loader_that_exits_ends_its_own_load_only() -> None:
+    with Cache() as cache:
+
+        def leave() -> int:
+            raise SystemExit
+
+        for n in range(3):
+            with pytest.raises(SystemExit):
+                cache.get_or_set(f"k{n}", leave, load_timeout=30)
+        assert cache.get_or_set("k0", lambda: 1, load_timeout=30) == 1
+        assert len(cache.engine.state.flights) == 0
