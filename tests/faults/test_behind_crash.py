@@ -184,14 +184,15 @@ def test_a_kill_in_the_middle_of_a_save_saves_again_and_settles(yard):
 
 
 @pytest.mark.slow
-def test_kills_at_random_points_lose_no_acknowledged_write(yard):
+@pytest.mark.parametrize("lives", [10, pytest.param(200, marks=pytest.mark.soak)])
+def test_kills_at_random_points_lose_no_acknowledged_write(yard, lives):
     """Each life writes counting values to 20 keys and is killed while its flusher is at work."""
-    seed = random.randrange(2**32)
-    print("seed", seed)  # shown where the test fails
+    seed = int(os.environ.get("TEST_SEED") or random.randrange(2**32))
+    print(f"TEST_SEED={seed} runs this again")  # shown where the test fails
     chance = random.Random(seed)
     acknowledged: dict[str, int] = {}
     sent: dict[str, int] = {}
-    for life in range(10):
+    for life in range(lives):
         child = yard.child(
             f"""
             flusher = make(settle=0.05)
