@@ -34,13 +34,14 @@ servers-required:
 tour: $(VENV)/.ready servers ## all ten strategies on real engines
 	@$(BIN)/cachewright tour $(ARGS)
 
+# Two processes: most tests wait for servers, leases and other processes rather than compute.
 test: $(VENV)/.ready servers-required ## the whole test suite
-	@$(BIN)/python -m pytest -q $(ARGS)
+	@$(BIN)/python -m pytest -q -n 2 --dist loadfile $(ARGS)
 
 test-all: test .venv-3.12/.ready .venv-3.13/.ready ## the suite on 3.11, 3.12 and 3.13
 	@for version in 3.12 3.13; do \
 		echo "test: Python $$version"; \
-		.venv-$$version/bin/python -m pytest -q $(ARGS) || exit 1; \
+		.venv-$$version/bin/python -m pytest -q -n 2 --dist loadfile $(ARGS) || exit 1; \
 	done
 
 check: $(VENV)/.ready ## lint, format and types
