@@ -38,6 +38,13 @@ hypothesis.settings.load_profile("cachewright")
 _MARK = "CACHEWRIGHT_TEST_SESSION"
 
 
+def pytest_make_parametrize_id(config: pytest.Config, val: object, argname: str) -> str | None:
+    """Names without addresses: every process that runs part of the suite must call a test alike."""
+    if isinstance(val, str | bytes | int | float | None) or "0x" not in repr(val):
+        return None
+    return f"{argname}:{getattr(val, '__qualname__', type(val).__qualname__)}"
+
+
 @pytest.fixture(scope="session", autouse=True)
 def no_process_left() -> Iterator[None]:
     """Set up first, so torn down last: by then every process that the session started must have ended.

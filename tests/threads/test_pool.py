@@ -10,6 +10,7 @@ from functools import partial
 import pytest
 
 from cachewright import Cache, RecursiveLoadError
+from cachewright.runtime.process import wait_until
 from cachewright.runtime.workers import Timer, Workers
 
 
@@ -79,21 +80,23 @@ async def _plain_loaders() -> None:
         assert await asyncio.wait_for(asyncio.gather(one, *loads), 30) == [1] * 71
 
 
-def test_a_load_that_has_not_begun_when_its_cache_closes_hangs_nobody() -> None:
+def test_a_load_that_has_not_begun_when_its_cache_closes_hangs_nobody(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("cachewright.runtime.threads.BACKGROUND", Workers("test", 2))
     cache = Cache()
-    busy, done = threading.Barrier(65), threading.Event()
+    busy, done = threading.Barrier(3), threading.Event()
 
     def hold() -> int:
         busy.wait(30)
         done.wait(30)
         return 1
 
-    holders = [in_thread(partial(cache.get_or_set, f"h{n}", hold, soft_timeout=60)) for n in range(64)]
+    holders = [in_thread(partial(cache.get_or_set, f"h{n}", hold, soft_timeout=60)) for n in range(2)]
     busy.wait(30)
     got: list[int] = []
     waiting = in_thread(lambda: got.append(cache.get_or_set("late", lambda: 2, soft_timeout=60)))
-    while not len(cache.engine.state.flights) >= 65:
-        threading.Event().wait(0.005)
+    assert wait_until(lambda: len(cache.engine.state.flights) == 3, 20)
     cache.close()  # cancels what waits for a thread
     done.set()
     waiting.join(20)

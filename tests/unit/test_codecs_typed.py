@@ -6,6 +6,7 @@ from __future__ import annotations
 import collections
 import enum
 import functools
+import re
 from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, date, datetime, timedelta, timezone
@@ -231,7 +232,9 @@ def test_a_mark_look_alike_in_typed_json_is_data() -> None:
 
 
 @both
-@pytest.mark.parametrize("type_", [t for t, _ in KINDS], ids=str)
+@pytest.mark.parametrize(
+    "type_", [t for t, _ in KINDS], ids=lambda value: re.sub(r" at 0x\w+", "", str(value))
+)
 def test_bytes_of_another_type_are_refused(codec: Codec, type_: Any) -> None:
     wrong = {"no": {"such": ["thing"]}}
     if type_ in (dict[str, Any], dict[str, object], Strict, Model | Strict):
@@ -267,7 +270,7 @@ def test_cut_and_flipped_typed_bytes(codec: Codec, type_: Any, value: Any) -> No
         (str, 1), (date, datetime(2024, 1, 1)), (Colour, "red"), (Struct, None), (list[int], [object()]),
         (dict[str, Any], {"a": object()}), (dict[str, Any], collections.OrderedDict()), (list[Model], [object()]),
     ],
-    ids=str,
+    ids=lambda value: re.sub(r" at 0x\w+", "", str(value)),
 )  # fmt: skip
 def test_what_is_not_of_the_type_is_refused_at_the_store(codec: Codec, type_: Any, value: Any) -> None:
     with pytest.raises(EncodeError):
@@ -406,7 +409,7 @@ class Service:
         (lambda: 1, None), (len, None), (User, User), (Alien, None), (entry, User), (maybe_entry, User),
         (bare_entry, None),
     ],
-    ids=str,
+    ids=lambda value: re.sub(r" at 0x\w+", "", str(value)),
 )  # fmt: skip
 def test_loader_type(func: Any, expected: Any) -> None:
     assert loader_type(func, (Entry,)) == expected

