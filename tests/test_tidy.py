@@ -214,7 +214,7 @@ def test_the_import_is_light(tmp_path: Path):
     env = {"PYTHONDONTWRITEBYTECODE": "", "PYTHONPYCACHEPREFIX": str(tmp_path)}
     # The best of several: the others measure the machine's other work.
     seconds = []
-    for _ in range(20):
+    for _ in range(60):
         seconds.append(float(run(code, **env)))
         if len(seconds) >= 5 and min(seconds) < 0.1:
             break

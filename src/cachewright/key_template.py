@@ -131,6 +131,9 @@ class _Binder:
         except TypeError as error:
             raise TypeError(f"{self._label}: {error}") from None
         bound.apply_defaults()
+        missing = [name for name in self.names if name not in bound.arguments]
+        if missing:  # Python 3.13.0 lets a positional-only argument pass that was given by name to **kwargs
+            raise TypeError(f"{self._label}: missing a required argument: {missing[0]!r}")
         return list(bound.arguments.values())
 
 
