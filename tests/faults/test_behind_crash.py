@@ -42,7 +42,7 @@ COMMON = """
     def save(id, value, write=None):
         db = sqlite3.connect(f"{FOLDER}/origin.db", timeout=20)
         with db:
-            db.execute("INSERT INTO origin VALUES(?1, ?2) ON CONFLICT DO UPDATE SET value = ?2", (id, value))
+            db.execute("INSERT INTO origin VALUES(?, ?) ON CONFLICT DO UPDATE SET value = excluded.value", (id, value))
         db.close()
 
     async def after_save(rt, keys):
@@ -90,7 +90,10 @@ class Yard:
 
     def save(self, id, value):
         with closing(sqlite3.connect(self.folder / "origin.db", timeout=20)) as db, db:
-            db.execute("INSERT INTO origin VALUES(?1, ?2) ON CONFLICT DO UPDATE SET value = ?2", (id, value))
+            db.execute(
+                "INSERT INTO origin VALUES(?, ?) ON CONFLICT DO UPDATE SET value = excluded.value",
+                (id, value),
+            )
 
     def origin(self) -> dict[str, str]:
         with closing(sqlite3.connect(self.folder / "origin.db", timeout=20)) as db:

@@ -50,8 +50,8 @@ SHOP = """
         with sqlite3.connect(f"{FOLDER}/origin.db", timeout=20) as db:
             db.execute("CREATE TABLE IF NOT EXISTS journal(id, value, pid)")
             db.execute("CREATE TABLE IF NOT EXISTS users(id PRIMARY KEY, value, seq)")
-            db.execute("INSERT INTO users VALUES(?1, ?2, ?3) ON CONFLICT DO UPDATE SET value = ?2, seq = ?3 "
-                       "WHERE seq < ?3", (id, value, write.sequence))
+            db.execute("INSERT INTO users VALUES(?, ?, ?) ON CONFLICT DO UPDATE SET value = excluded.value, seq = excluded.seq "
+                       "WHERE users.seq < excluded.seq", (id, value, write.sequence))
             db.execute("INSERT INTO journal VALUES(?, ?, ?)", (id, value, os.getpid()))
         db.close()
 
