@@ -6,6 +6,7 @@ import importlib.util
 import inspect
 import os
 import re
+import sqlite3
 import subprocess
 import sys
 from collections.abc import Callable, Iterable, Iterator
@@ -151,6 +152,9 @@ def _close_all(names: dict[str, Any]) -> None:
         found += [value for value in vars(module).values() if isinstance(value, Cache)]
     for cache in {id(cache): cache for cache in found}.values():
         cache.close()
+    for value in list(names.values()):
+        if isinstance(value, sqlite3.Connection):
+            value.close()
 
 
 def test_few_blocks_do_not_run_and_each_says_why() -> None:
