@@ -6,12 +6,14 @@ import asyncio
 import threading
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 
 import pytest
 
-from cachewright import Cache, RecursiveLoadError
+from cachewright import Cache, LoadTimeout, RecursiveLoadError
 from cachewright.runtime.process import wait_until
 from cachewright.runtime.workers import Timer, Workers
+from cachewright.tiers.sqlite import SqliteTier
 
 
 def in_thread(work: Callable[[], object]) -> threading.Thread:
@@ -103,6 +105,27 @@ def test_a_load_that_has_not_begun_when_its_cache_closes_hangs_nobody(
     assert got == [2]
     for holder in holders:
         holder.join(20)
+
+
+def test_a_load_that_outlives_its_cache_does_not_open_the_tiers_anew(tmp_path: Path) -> None:
+    cache = Cache(f"sqlite:///{tmp_path}/slots.db", load_timeout=0.05, lease=60)
+    go = threading.Event()
+
+    def load() -> int:
+        assert go.wait(30)
+        return 1
+
+    with pytest.raises(LoadTimeout):
+        cache.get_or_set("k", load)
+    (job,) = cache.engine.state._jobs
+    tier = cache.engine.state.chain.authority.tier
+    assert isinstance(tier, SqliteTier)
+    cache.close()
+    go.set()
+    assert wait_until(job.done, 20)
+    assert tier._file._idle == []
+    assert cache.get("k") is None, "what it loaded is stored nowhere"
+    cache.close()
 
 
 def test_a_circle_through_a_gather_is_seen() -> None:

@@ -169,6 +169,7 @@ class Engine:
     def close(self) -> None:
         """Stops background work and closes every tier, from any thread, also after its event loops are gone."""
         self.state.stop_jobs()
+        self.state.closed()
         for level in self.state.chain.levels:
             level.close()
         for tier in self._tiers():
@@ -181,6 +182,7 @@ class Engine:
                 if job.done():
                     break
                 await rt.sleep(0.005)
+        self.state.closed()  # only now: who was stopped has given its leases back
         for level in self.state.chain.levels:
             level.close()
         for tier in self._tiers():

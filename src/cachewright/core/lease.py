@@ -42,6 +42,7 @@ class Held:
         self.state, self.level, self.key, self.token = state, level, key, token
         self.slot: Slot | None = slot  # what we believe stands there
         self.lost = False
+        self._closings = state.closings
         self._beat: Job | None = None
 
     def start_heartbeat(self, rt: Runtime) -> None:
@@ -56,8 +57,14 @@ class Held:
             self._beat.cancel()
             self._beat = None
 
+    def is_over(self) -> bool:
+        """The cache was closed since: nothing is sent any more, and the lease dies by its life."""
+        return self.state.closings != self._closings
+
     async def _renew(self, rt: Runtime) -> bool:
         for _ in range(3):
+            if self.is_over():
+                return False
             new = slots.renew_lease(self.slot, self.token, now=now_ms(rt), nonce=rt.new_id())
             if new is None:
                 self.lost = True
@@ -74,6 +81,8 @@ class Held:
     async def commit(self, rt: Runtime, entry: StoredEntry) -> bool:
         """Puts the entry in the lease's place; False where the lease is gone, or its fate unknown."""
         self.stop_heartbeat()
+        if self.is_over():
+            return False
         while (new := slots.commit_load(self.slot, self.token, entry, nonce=rt.new_id())) is not None:
             try:
                 swapped = await self.level.swap_one(rt, self.key, self.slot, new)
@@ -90,6 +99,8 @@ class Held:
     async def abandon(self, rt: Runtime, retry_at: int = 0) -> bool:
         """Gives the lease back; True where it still stood, so that nothing changed the key meanwhile."""
         self.stop_heartbeat()
+        if self.is_over():
+            return False
         while True:
             mine, new = slots.abandon(self.slot, self.token, nonce=rt.new_id(), retry_at=retry_at)
             if not mine:
@@ -132,6 +143,8 @@ async def _swap_all(rt: Runtime, helds: Sequence[Held], entries: Mapping[Held, S
         swaps.append(Swap(held.key, held.slot, new))
     if not swaps:
         return []
+    if helds[0].is_over():
+        return [False] * len(helds)
     try:
         results = await helds[0].level.swap(rt, swaps)
     except TierError:

@@ -90,6 +90,7 @@ class State:
         """In a forked child: flights, background work and connections stayed with the parent."""
         self._lock = threading.Lock()
         self._jobs: set[Job] = set()
+        self.closings = 0  # a load that outlives a close must not open its tiers anew
         self.refreshing: set[str] = set()
 
     # ------------------------------------------------------------------------------------------ entries
@@ -280,6 +281,11 @@ class State:
         for job in jobs:
             job.cancel()
         return [job for job in jobs if not job.done()]
+
+    def closed(self) -> None:
+        """The tiers are about to be closed: leases that are still held are left to their own life."""
+        with self._lock:
+            self.closings += 1
 
     def claim_refresh(self, key: str) -> bool:
         """True for the one caller that is to refresh ``key`` in the background of this process."""
