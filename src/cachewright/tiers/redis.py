@@ -15,7 +15,7 @@ from cachewright.core.slot import Slot
 from cachewright.keys import physical_key
 from cachewright.runtime.base import Runtime
 from cachewright.tiers.base import Generation, Swap, Swapped, Tier
-from cachewright.tiers.redis_driver import Address, Command, Reply, ReplyError
+from cachewright.tiers.redis_driver import Address, Command, Reply, ReplyError, checked
 from cachewright.tiers.redis_large import store_large, swap_large
 from cachewright.tiers.redis_scripts import (
     drop_call,
@@ -23,7 +23,9 @@ from cachewright.tiers.redis_scripts import (
     is_large,
     is_large_store,
     missing_scripts,
+    read_done,
     read_generation,
+    read_scan,
     read_slot,
     read_swapped,
     scan_pattern,
@@ -99,21 +101,22 @@ class RedisTier(Tier):
                 if reply.code != "WRONGTYPE":  # another type under our name is no slot, as for MGET
                     self._server.refused(reply)
                 return {}, {}
-            slot = read_slot(reply)
+            slot = read_slot(self.name, reply)
             return ({keys[0]: slot} if slot is not None else {}), {}
         if not keys and not tags:
             return {}, {}
         command = ("MGET", *[prefix + key for key in keys], *[self._tags + tag for tag in tags])
-        values = (await self._run(rt, [command], deadline, repeatable=True))[0]
+        reply = (await self._run(rt, [command], deadline, repeatable=True))[0]
+        values = checked(self.name, reply, list, "a value for each key", len(keys) + len(tags))
         slots = {
             key: slot
             for key, value in zip(keys, values, strict=False)
-            if (slot := read_slot(value)) is not None
+            if (slot := read_slot(self.name, value)) is not None
         }
         marks = {
             tag: mark
             for tag, value in zip(tags, values[len(keys) :], strict=True)
-            if (mark := read_generation(value)) is not None
+            if (mark := read_generation(self.name, value)) is not None
         }
         return slots, marks
 
@@ -124,7 +127,8 @@ class RedisTier(Tier):
         prefix = self._slots
         small = [swap for swap in swaps if not is_large(swap)]
         calls = [swap_call((prefix + swap.key).encode(), swap, now) for swap in small]
-        results = [read_swapped(reply) for reply in await self._run(rt, calls, deadline)] if calls else []
+        replies = await self._run(rt, calls, deadline) if calls else []
+        results = [read_swapped(self.name, reply) for reply in replies]
         if len(small) == len(swaps):
             return results
         done = iter(results)
@@ -150,7 +154,7 @@ class RedisTier(Tier):
             return []
         calls = [drop_call(key, rt.new_id()) for key in keys]
         replies = await self._run(rt, calls, time.monotonic() + self.timeout, repeatable=True)
-        return [reply == 1 for reply in replies]
+        return [read_done(self.name, reply) for reply in replies]
 
     async def store(self, rt: Runtime, slots: Mapping[str, Slot]) -> list[bool]:
         """See `Tier.store`."""
@@ -165,7 +169,9 @@ class RedisTier(Tier):
         if rest:
             calls = [store_call(names[key], slots[key], rt.new_id(), now) for key in rest]
             replies = await self._run(rt, calls, deadline, store=True)
-            stored.update((key, reply == 1) for key, reply in zip(rest, replies, strict=True))
+            stored.update(
+                (key, read_done(self.name, reply)) for key, reply in zip(rest, replies, strict=True)
+            )
         return [stored[key] for key in slots]
 
     async def _store_large(self, rt: Runtime, name: bytes, slot: Slot, now: int, deadline: float) -> bool:
@@ -184,17 +190,19 @@ class RedisTier(Tier):
             generation_call((self._tags + tag).encode(), mark, only_missing) for tag, mark in marks.items()
         ]
         replies = await self._run(rt, calls, time.monotonic() + self.timeout)
-        records = ((tag, read_generation(reply)) for tag, reply in zip(marks, replies, strict=True))
+        records = (
+            (tag, read_generation(self.name, reply)) for tag, reply in zip(marks, replies, strict=True)
+        )
         return {tag: record for tag, record in records if record is not None}
 
     async def clear(self, rt: Runtime) -> None:
         """See `Tier.clear`. Each step has its deadline; the whole takes as long as the server has keys."""
         pattern = scan_pattern(self._slots)
-        cursor: Any = b"0"
+        cursor = b""
         while True:
-            command = ("SCAN", cursor, "MATCH", pattern, "COUNT", _SCAN_COUNT)
+            command = ("SCAN", cursor or b"0", "MATCH", pattern, "COUNT", _SCAN_COUNT)
             replies = await self._run(rt, [command], time.monotonic() + self.timeout, repeatable=True)
-            cursor, keys = replies[0]
+            cursor, keys = read_scan(self.name, replies[0], cursor)
             await self._drop(rt, keys)
             if cursor == b"0":
                 return

@@ -20,6 +20,7 @@ from cachewright.tiers.redis_driver import (
     Reply,
     new_reader,
     pack,
+    parsed,
     tune,
 )
 
@@ -95,7 +96,7 @@ class Connection:
         self._client_id = 0
         self._sock: socket.socket | None = None
         self._tls: _Tls | None = None
-        self._reader = new_reader()
+        self._reader = new_reader(address.password)
         self._waiting: deque[_Batch] = deque()
         self._unsent: list[bytes] = []  # for the next tick, or for when the connection is open
         self._rest: bytes | memoryview = (
@@ -248,10 +249,10 @@ class Connection:
             self.fail(error)
 
     def _deliver(self) -> None:
-        gets, waiting = self._reader.gets, self._waiting
-        while (reply := gets()) is not NOTHING:
+        reader, waiting = self._reader, self._waiting
+        while (reply := parsed(reader)) is not NOTHING:
             if not waiting:
-                raise EOFError("the server said something unasked")
+                raise hiredis.ProtocolError("more replies than commands")
             batch = waiting[0]
             batch.replies.append(reply)
             if len(batch.replies) == batch.count:

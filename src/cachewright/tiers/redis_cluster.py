@@ -18,7 +18,7 @@ from cachewright.keys import physical_key
 from cachewright.runtime.base import Runtime
 from cachewright.tiers.base import Generation, Swap, Swapped, Tier
 from cachewright.tiers.redis_cluster_batch import Item, run_batch
-from cachewright.tiers.redis_cluster_map import ClusterMap, Place, key_slot, redirection
+from cachewright.tiers.redis_cluster_map import ClusterMap, Place, key_slot
 from cachewright.tiers.redis_driver import Address, Command, Reply, ReplyError, raise_reply
 from cachewright.tiers.redis_large import store_large, swap_large
 from cachewright.tiers.redis_scripts import (
@@ -26,7 +26,9 @@ from cachewright.tiers.redis_scripts import (
     generation_call,
     is_large,
     is_large_store,
+    read_done,
     read_generation,
+    read_scan,
     read_slot,
     read_swapped,
     scan_pattern,
@@ -105,10 +107,10 @@ class RedisClusterTier(Tier):
         slots: dict[str, Slot] = {}
         marks: dict[str, Generation] = {}
         for key, reply in zip(keys, replies, strict=False):
-            if (slot := read_slot(self._value(reply))) is not None:
+            if (slot := read_slot(self.name, self._value(reply))) is not None:
                 slots[key] = slot
         for tag, reply in zip(tags, replies[len(keys) :], strict=True):
-            if (mark := read_generation(self._value(reply))) is not None:
+            if (mark := read_generation(self.name, self._value(reply))) is not None:
                 marks[tag] = mark
         return slots, marks
 
@@ -130,7 +132,7 @@ class RedisClusterTier(Tier):
         small = [at for at in range(len(swaps)) if not large[at]]
         calls = [swap_call(names[at], swaps[at], now) for at in small]
         replies = await self._run(rt, [names[at] for at in small], calls, deadline)
-        done = iter([read_swapped(reply) for reply in self._checked(replies)])
+        done = iter([read_swapped(self.name, reply) for reply in self._checked(replies)])
         return [
             await self._swap_large(rt, names[at], swap, now, deadline) if large[at] else next(done)
             for at, swap in enumerate(swaps)
@@ -143,7 +145,7 @@ class RedisClusterTier(Tier):
         if swapped is not None:
             return swapped
         replies = await self._run(rt, [name], [swap_call(name, swap, now)], deadline)
-        return read_swapped(self._checked(replies)[0])
+        return read_swapped(self.name, self._checked(replies)[0])
 
     async def _on_node(
         self, rt: Runtime, name: bytes, deadline: float, attempt: Callable[[Server], Awaitable[T]]
@@ -163,7 +165,7 @@ class RedisClusterTier(Tier):
                     return None
                 if reply.code != "MOVED":
                     raise_reply(self.name, reply)
-                self._map.moved(*redirection(reply, place))
+                self._map.moved(*self._map.redirected(reply, place))
             except TierError as error:
                 self._map.failed(place, error)
                 raise
@@ -176,7 +178,7 @@ class RedisClusterTier(Tier):
     async def _drop(self, rt: Runtime, names: Sequence[bytes]) -> list[bool]:
         calls = [drop_call(name, rt.new_id()) for name in names]
         replies = await self._run(rt, names, calls, self._until(), repeatable=True)
-        return [reply == 1 for reply in self._checked(replies)]
+        return [read_done(self.name, reply) for reply in self._checked(replies)]
 
     async def store(self, rt: Runtime, slots: Mapping[str, Slot]) -> list[bool]:
         """See `Tier.store`."""
@@ -200,7 +202,7 @@ class RedisClusterTier(Tier):
         )
         if failure is not None:
             raise failure
-        stored.update((key, reply == 1) for key, reply in zip(rest, replies, strict=True))
+        stored.update((key, read_done(self.name, reply)) for key, reply in zip(rest, replies, strict=True))
         return [stored[key] for key in slots]
 
     async def _store_large(
@@ -220,7 +222,9 @@ class RedisClusterTier(Tier):
             for name, mark in zip(names, marks.values(), strict=True)
         ]
         replies = self._checked(await self._run(rt, names, calls, self._until()))
-        records = ((tag, read_generation(reply)) for tag, reply in zip(marks, replies, strict=True))
+        records = (
+            (tag, read_generation(self.name, reply)) for tag, reply in zip(marks, replies, strict=True)
+        )
         return {tag: record for tag, record in records if record is not None}
 
     async def clear(self, rt: Runtime) -> None:
@@ -238,13 +242,13 @@ class RedisClusterTier(Tier):
 
     async def _clear_node(self, rt: Runtime, place: Place) -> None:
         server, pattern = self._map.server(place), scan_pattern(self._slots)
-        cursor: Any = b"0"
+        cursor = b""
         while True:
-            command = ("SCAN", cursor, "MATCH", pattern, "COUNT", _SCAN_COUNT)
+            command = ("SCAN", cursor or b"0", "MATCH", pattern, "COUNT", _SCAN_COUNT)
             reply = (await server.execute(rt, [command], self._until(), repeatable=True))[0]
             if isinstance(reply, ReplyError):
                 raise_reply(self.name, reply)
-            cursor, names = reply
+            cursor, names = read_scan(self.name, reply, cursor)
             await self._drop(rt, names)
             if cursor == b"0":
                 return

@@ -6,9 +6,9 @@ import time
 from collections.abc import Sequence
 from typing import Final
 
-from cachewright.errors import TierError, TierUnavailable
+from cachewright.errors import TierError, TierProtocolError, TierUnavailable
 from cachewright.runtime.base import Runtime
-from cachewright.tiers.redis_cluster_map import ClusterMap, Place, redirection
+from cachewright.tiers.redis_cluster_map import ClusterMap, Place
 from cachewright.tiers.redis_driver import Command, Reply, ReplyError
 from cachewright.tiers.redis_driver_threads import Pending
 from cachewright.tiers.redis_scripts import with_source
@@ -103,10 +103,16 @@ def _take(nodes: ClusterMap, place: Place, group: Sequence[Item], replies: list[
         item.result = reply
         if not isinstance(reply, ReplyError):
             continue
-        if reply.code == "MOVED":
-            nodes.moved(*redirection(reply, place))
-        elif reply.code == "ASK":
-            item.asked = redirection(reply, place)[1]
+        if reply.code in {"MOVED", "ASK"}:
+            try:
+                slot, other = nodes.redirected(reply, place)
+            except TierProtocolError as error:
+                item.result = error
+                continue
+            if reply.code == "ASK":
+                item.asked = other
+            else:
+                nodes.moved(slot, other)
         elif reply.code == "NOSCRIPT" and item.command[0] == "EVALSHA":
             item.command = with_source(item.command)
         else:

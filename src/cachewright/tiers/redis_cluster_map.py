@@ -38,21 +38,51 @@ def key_slot(key: bytes) -> int:
 
 
 def redirection(reply: ReplyError, asked: Place) -> tuple[int, Place]:
-    """Slot and node out of ``MOVED 3999 127.0.0.1:6381``; an empty host means the one that was asked."""
+    """Slot and node out of ``MOVED 3999 127.0.0.1:6381``; an empty host means the one that was asked.
+
+    Raises:
+        ValueError: it names none.
+    """
     _, slot, place = str(reply).split(" ")[:3]
     host, _, port = place.rpartition(":")
-    return int(slot), (host or asked[0], int(port))
+    return _within(int(slot), 0, SLOTS - 1), (host or asked[0], _within(int(port), 1, 65535))
 
 
-def parse_slots(reply: Sequence[Reply], asked: Place) -> tuple[list[Place | None], set[Place]]:
-    """The primary of each slot, and all nodes, out of the reply to CLUSTER SLOTS."""
+def parse_slots(reply: Reply, asked: Place) -> tuple[list[Place | None], set[Place]]:
+    """The primary of each slot, and all nodes, out of the reply to CLUSTER SLOTS.
+
+    Raises:
+        ValueError: it cannot be one. Ranges are checked before anything is made of their size.
+    """
     owners: list[Place | None] = [None] * SLOTS
     nodes: set[Place] = set()
-    for first, last, *members in reply:
-        places = [(_host(member[0]) or asked[0], int(member[1])) for member in members]
+    covered = 0
+    for row in _rows(reply, 0):
+        first, last, *members = _rows(row, 3)
+        last = _within(last, _within(first, 0, SLOTS - 1), SLOTS - 1)
+        covered = _within(covered + last + 1 - first, 1, SLOTS)  # no slot has two primaries
+        places = [
+            (_host(member[0]) or asked[0], _within(member[1], 1, 65535)) for member in map(_node, members)
+        ]
         nodes.update(places)
         owners[first : last + 1] = [places[0]] * (last + 1 - first)
     return owners, nodes
+
+
+def _rows(reply: Reply, least: int) -> list[Reply]:
+    if type(reply) is not list or len(reply) < least:
+        raise ValueError("something else in a list's place")
+    return reply
+
+
+def _node(member: Reply) -> list[Reply]:
+    return _rows(member, 2)
+
+
+def _within(number: Reply, least: int, most: int) -> int:
+    if type(number) is not int or not least <= number <= most:
+        raise ValueError(f"something else in the place of a number from {least} to {most}")
+    return number
 
 
 def _host(raw: Reply) -> str:
@@ -112,6 +142,13 @@ class ClusterMap:
             self._owners[slot] = place
         self._stale = True
 
+    def redirected(self, reply: ReplyError, asked: Place) -> tuple[int, Place]:
+        """`redirection`; raises `TierProtocolError` where the reply names no slot or node."""
+        try:
+            return redirection(reply, asked)
+        except ValueError as error:
+            raise TierProtocolError(self.tier, f"a redirection that leads nowhere: {reply}") from error
+
     def failed(self, place: Place, error: TierError) -> None:
         """Remembers that a node failed: somebody else may serve its slots by now."""
         self._stale = True
@@ -157,7 +194,12 @@ class ClusterMap:
                     self.tier, f"{server.address.label} is not part of a cluster: use redis:// for it"
                 ) from reply
             raise_reply(self.tier, reply)
-        owners, nodes = parse_slots(reply, place)
+        try:
+            owners, nodes = parse_slots(reply, place)
+        except ValueError as error:
+            raise TierProtocolError(
+                self.tier, f"{server.address.label} answered CLUSTER SLOTS with nonsense: {error}"
+            ) from error
         if not nodes:
             raise TierUnavailable(self.tier, f"{server.address.label} knows no slots yet")
         self._owners = owners

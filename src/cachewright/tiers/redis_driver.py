@@ -40,7 +40,9 @@ __all__ = [
     "Reply",
     "ReplyError",
     "Send",
+    "checked",
     "new_reader",
+    "nonsense",
     "pack",
     "raise_reply",
     "tune",
@@ -75,9 +77,61 @@ def raise_reply(tier: str, reply: ReplyError) -> NoReturn:
     raise TierProtocolError(tier, f"the server answered: {message}") from reply
 
 
-def new_reader() -> Any:
-    """A RESP parser that yields bytes, and `NOTHING` while a reply is incomplete."""
-    return hiredis.Reader(replyError=ReplyError, notEnoughData=NOTHING)
+def nonsense(tier: str, reply: Reply, wanted: str) -> TierProtocolError:
+    """The error for a reply that is none to what was asked; it names the kind only: the rest may be payload."""
+    return TierProtocolError(
+        tier, f"the server answered with a reply of type {type(reply).__name__} in the place of {wanted}"
+    )
+
+
+def checked(tier: str, reply: Reply, kind: type, wanted: str, size: int | None = None) -> Reply:
+    """The reply, if it is of that type (and, a list, of that length); raises `TierProtocolError` where it is not."""
+    if type(reply) is not kind or (size is not None and len(reply) != size):
+        raise nonsense(tier, reply, wanted)
+    return reply
+
+
+_QUOTED: Final = 300  # characters of an error reply that are kept
+
+
+def _errors(password: str | None) -> Callable[[str], ReplyError]:
+    """Makes error replies: on one line, of bounded length, and without the password where the server quotes it.
+
+    Servers do: ``ERR unknown command 'AUTH', with args beginning with: 'hunter2'``, cut off at 128 bytes, so that its
+    beginning is what must be looked for.
+    """
+    secret = password[:8] if password else None
+
+    def make(message: str) -> ReplyError:
+        code, _, rest = message.partition(" ")
+        # Redirections hold numbers only, which a short password could be among.
+        if secret and code not in ("MOVED", "ASK"):
+            code = "ERR" if secret in code else code
+            rest = rest.partition(secret)[0] + "… (it quotes the password)" if secret in rest else rest
+        line = f"{code} {rest}".rstrip()[:_QUOTED]
+        return ReplyError("".join(char if char.isprintable() else "?" for char in line))
+
+    return make
+
+
+def new_reader(password: str | None = None) -> Any:
+    """A RESP parser that yields bytes, and `NOTHING` while a reply is incomplete.
+
+    Args:
+        password: what no error reply may show.
+    """
+    return hiredis.Reader(replyError=_errors(password), notEnoughData=NOTHING)
+
+
+def parsed(reader: Any) -> Reply:
+    """The next reply, or `NOTHING`; raises `hiredis.ProtocolError` for whatever cannot be one."""
+    try:
+        return reader.gets()
+    except (
+        TypeError,
+        MemoryError,
+    ) as error:  # a map's key that cannot be one; a length that nothing can hold
+        raise hiredis.ProtocolError(f"a reply that cannot be built ({type(error).__name__})") from error
 
 
 def pack(commands: Sequence[Command]) -> bytes:

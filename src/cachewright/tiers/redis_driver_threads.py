@@ -25,6 +25,7 @@ from cachewright.tiers.redis_driver import (
     Send,
     new_reader,
     pack,
+    parsed,
     remaining,
     shut,
     tune,
@@ -50,7 +51,7 @@ class _Connection:
         self.dismissed = False
         """Closed because the tier was: nothing is sent again for the one that waited."""
         self._limit = remaining(deadline)
-        self._reader = new_reader()
+        self._reader = new_reader(address.password)
         self.sock: socket.socket | ssl.SSLSocket = _open(address, deadline)
         try:
             self.sock.settimeout(self._limit)
@@ -76,9 +77,11 @@ class _Connection:
         replies: list[Reply] = []
         reader = self._reader
         while True:
-            while (reply := reader.gets()) is not NOTHING:
+            while (reply := parsed(reader)) is not NOTHING:
                 replies.append(reply)
                 if len(replies) == count:
+                    if reader.has_data():  # it would answer the next command
+                        raise hiredis.ProtocolError("more replies than commands")
                     self.busy = False
                     return replies
             self._until(deadline)

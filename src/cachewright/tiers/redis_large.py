@@ -11,7 +11,7 @@ from typing import Final
 from cachewright.core.slot import HEADER_FIXED, Slot
 from cachewright.runtime.base import Runtime
 from cachewright.tiers.base import Swap, Swapped
-from cachewright.tiers.redis_driver import Command, Reply, ReplyError, Send
+from cachewright.tiers.redis_driver import Command, Reply, ReplyError, Send, checked
 from cachewright.tiers.redis_scripts import compares_whole, life_argument, may_hold_intents, read_slot
 from cachewright.tiers.redis_server import Server
 
@@ -41,7 +41,7 @@ async def swap_large(
         if have == want and (not whole or replies[2] == len(want)):
             replies = await send([("MULTI",), _change(key, swap.new, now), ("EXEC",)])
             if isinstance(replies[-1], list):
-                check(replies[-1][0])
+                check(checked(server.tier, replies[-1], list, "one result", 1)[0])
                 return Swapped(True)
             if replies[-1] is not None:
                 check(replies[1])
@@ -50,7 +50,7 @@ async def swap_large(
         standing = replies[1]
         if isinstance(standing, ReplyError) and standing.code == "WRONGTYPE":
             return Swapped(False)
-        return Swapped(False, read_slot(check(standing)))
+        return Swapped(False, read_slot(server.tier, check(standing)))
 
     return await server.hold(rt, deadline, work)
 
@@ -70,7 +70,7 @@ async def store_large(server: Server, rt: Runtime, key: bytes, slot: Slot, now: 
                 return False
             replies = await send([("MULTI",), _change(key, slot, now), ("EXEC",)])
             if isinstance(replies[-1], list):
-                check(replies[-1][0])
+                check(checked(server.tier, replies[-1], list, "one result", 1)[0])
                 return True
             if replies[-1] is not None:
                 check(replies[1])

@@ -15,9 +15,10 @@ from collections.abc import Sequence
 from typing import Any, Final
 
 from cachewright.core.slot import FORMAT_VERSION, HEADER_FIXED, Slot, life_of, parse
+from cachewright.errors import TierProtocolError
 from cachewright.keys import physical_key
 from cachewright.tiers.base import Generation, Swap, Swapped
-from cachewright.tiers.redis_driver import Command, Reply, ReplyError
+from cachewright.tiers.redis_driver import Command, Reply, ReplyError, checked, nonsense
 
 __all__ = [
     "LARGE",
@@ -31,7 +32,9 @@ __all__ = [
     "may_hold_intents",
     "missing_scripts",
     "only_header",
+    "read_done",
     "read_generation",
+    "read_scan",
     "read_slot",
     "read_swapped",
     "scan_pattern",
@@ -197,7 +200,7 @@ def is_large_store(slot: Slot) -> bool:
 
 def may_hold_intents(head: bytes) -> bool:
     """Whether a slot's first bytes leave it possible that intents stand; the scripts look closer."""
-    return len(head) == HEADER_FIXED and head[4] == FORMAT_VERSION and head[8] > 0
+    return type(head) is bytes and len(head) == HEADER_FIXED and head[4] == FORMAT_VERSION and head[8] > 0
 
 
 def life_argument(slot: Slot, now: int) -> bytes:
@@ -221,22 +224,45 @@ def generation_call(key: bytes, mark: bytes, only_missing: bool) -> Command:
     return ("EVALSHA", _GENERATION_SHA, 1, key, mark, b"1" if only_missing else b"")
 
 
-def read_slot(reply: Reply) -> Slot | None:
-    """A slot out of GET's or MGET's reply; an empty string counts as absent, as in the scripts."""
-    return parse(reply) if reply else None
+def read_slot(tier: str, reply: Reply) -> Slot | None:
+    """A slot out of GET's or MGET's reply; an empty string counts as absent, as in the scripts.
+
+    Raises:
+        TierProtocolError: neither bytes nor nil.
+    """
+    if type(reply) is bytes:
+        return parse(reply) if reply else None
+    if reply is None:
+        return None
+    raise nonsense(tier, reply, "a string")
 
 
-def read_swapped(reply: Reply) -> Swapped:
+def read_swapped(tier: str, reply: Reply) -> Swapped:
     """What became of a swap."""
-    return _DONE if reply == 1 else Swapped(False, read_slot(reply))
+    return _DONE if type(reply) is int and reply == 1 else Swapped(False, read_slot(tier, reply))
+
+
+def read_done(tier: str, reply: Reply) -> bool:
+    """What a script said that answers yes or no: a drop that is not confirmed must not pass for one."""
+    return bool(checked(tier, reply, int, "a number") == 1)
+
+
+def read_scan(tier: str, reply: Reply, before: bytes) -> tuple[bytes, list[bytes]]:
+    """SCAN's next cursor and keys; a cursor that does not move would keep its caller for ever."""
+    cursor, names = checked(tier, reply, list, "a cursor and keys", 2)
+    for name in checked(tier, names, list, "keys"):
+        checked(tier, name, bytes, "a key")
+    if checked(tier, cursor, bytes, "a cursor") == before:
+        raise TierProtocolError(tier, f"SCAN does not get on: it returned the cursor {before[:40]!r} again")
+    return cursor, names
 
 
 _DONE: Final = Swapped(True)
 
 
-def read_generation(reply: Reply) -> Generation | None:
+def read_generation(tier: str, reply: Reply) -> Generation | None:
     """A generation out of a record; None where there is none, or none that can be read."""
-    if not isinstance(reply, bytes) or len(reply) != 16:
+    if reply is None or len(checked(tier, reply, bytes, "a string")) != 16:
         return None
     return Generation(reply[:8], int.from_bytes(reply[8:], "big"))
 
