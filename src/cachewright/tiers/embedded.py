@@ -177,10 +177,15 @@ class _Attachment:
             return True
 
     def _find_or_start(self, deadline: float) -> None:
-        keeper = None if _server_exists(self.base) else _start_keeper(self.base)
+        keeper: subprocess.Popen[bytes] | None = None
         log = self.base / "server.log"
 
         def answered() -> bool:
+            nonlocal keeper
+            if keeper is None and not _server_exists(self.base):
+                # Looked at again each time: a keeper that was killed may hold its lock a moment longer than its
+                # server lives, and nobody would answer here ever after.
+                keeper = _start_keeper(self.base)
             return self._read_note() or (keeper is not None and keeper.poll() is not None)
 
         if not wait_until(answered, max(0.0, deadline - time.monotonic())) or self.pid is None:
