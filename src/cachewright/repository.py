@@ -184,7 +184,7 @@ class Repository(Generic[Id, V]):
             assert self._origin.load_many is not None
             return (await rt.call(self._origin.load_many, [id])).get(id)
 
-        return load if rt.name == "asyncio" else lambda: drive(load())
+        return (lambda: drive(load())) if rt.name == "threads" else load
 
     def _many_loader(self, rt: Runtime, by_key: Mapping[str, Id]) -> Callable[[list[str]], Any]:
         async def load(keys: list[str]) -> dict[str, Any]:
@@ -202,7 +202,7 @@ class Repository(Generic[Id, V]):
                     found[key] = error  # fails this key alone
             return found
 
-        return load if rt.name == "asyncio" else lambda keys: drive(load(keys))
+        return (lambda keys: drive(load(keys))) if rt.name == "threads" else load
 
     # ------------------------------------------------------------------------------------------- writing
 

@@ -11,9 +11,10 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from cachewright.behind.buffers import default_buffer_url, open_buffer
-from cachewright.behind.buffers.base import NewRecord, Record
+from cachewright.behind.buffers.base import Buffer, NewRecord, Record
 from cachewright.behind.flusher import Flusher
 from cachewright.behind.saving import Savers
+from cachewright.behind.types import BehindOptions
 from cachewright.codecs.base import make_context
 from cachewright.codecs.msgpack import MsgpackCodec
 from cachewright.core.engine import Engine
@@ -55,10 +56,7 @@ class SavingLater:
         self._engine, self._options = engine, options
         namespace = engine.state.namespace
         behind = how.behind_options(ordered_saver)
-        url = how.buffer if how.buffer is not None else default_buffer_url(namespace, name)
-        buffer = open_buffer(
-            url, f"{namespace}/{name}", max_dirty=behind.max_dirty, max_dirty_bytes=behind.max_dirty_bytes
-        )
+        buffer = _open(how.buffer, namespace, name, behind)
         where: Any = how.flusher
         notify = None
         if where == "celery" or not isinstance(where, str):
@@ -119,6 +117,15 @@ class SavingLater:
         context = make_context(state.namespace, record.key)
         type_ = self._options().type
         return state.pipeline.decode(record.codec, record.codec_flags, record.payload, context, type_)
+
+
+def _open(given: str | Buffer | None, namespace: str, name: str, behind: BehindOptions) -> Buffer:
+    if isinstance(given, Buffer):
+        return given
+    url = given if given is not None else default_buffer_url(namespace, name)
+    return open_buffer(
+        url, f"{namespace}/{name}", max_dirty=behind.max_dirty, max_dirty_bytes=behind.max_dirty_bytes
+    )
 
 
 def _decode_id(data: bytes) -> Any:

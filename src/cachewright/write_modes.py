@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+from cachewright.behind.buffers.base import Buffer
 from cachewright.behind.types import BehindOptions, OnFull
 from cachewright.errors import ConfigurationError
 from cachewright.keys import shorten
@@ -45,7 +46,7 @@ class WriteBehind:
 
     Attributes:
         buffer: ``sqlite:///file``; left out: a file of the repository's own under ``$XDG_STATE_HOME/cachewright``
-            (``CACHEWRIGHT_BUFFER`` overrides).
+            (``CACHEWRIGHT_BUFFER`` overrides). Or a `Buffer` of your own.
         delay: the coalescing window: a record waits so long for newer states of its key.
         batch_size: most records saved at once.
         max_attempts: failed saves after which a record becomes a dead letter.
@@ -61,7 +62,7 @@ class WriteBehind:
             broker), a Celery app of your own, ``"worker"`` (another process does it) or ``"none"`` (only `flush` does).
     """
 
-    buffer: str | None = None
+    buffer: str | Buffer | None = None
     delay: Seconds = 0.0
     batch_size: int = 100
     max_attempts: int = 8
@@ -82,7 +83,11 @@ class WriteBehind:
                 f"flusher={self.flusher!r}: expected one of {', '.join(FLUSHERS)}{hint}, or a Celery app"
             )
         buffer: object = self.buffer
-        if buffer is not None and not (isinstance(buffer, str) and "://" in buffer):
+        if (
+            buffer is not None
+            and not isinstance(buffer, Buffer)
+            and not (isinstance(buffer, str) and "://" in buffer)
+        ):
             raise ConfigurationError(
                 f"buffer={shorten(buffer)}: expected sqlite:///path (relative) or sqlite:////path (absolute)"
             )

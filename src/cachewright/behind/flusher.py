@@ -160,7 +160,7 @@ class Flusher:
         self._own_process()
         if self.where != "background" or self.is_running():
             return
-        if self.savers.is_async and rt.name != "asyncio":
+        if self.savers.is_async and rt.name == "threads":
             return  # the first awaiting call starts it
         with self._lock:
             if self.is_running():
@@ -272,7 +272,7 @@ class Flusher:
         self._own_process()
         try:
             if self.where in ("background", "none") and self.buffer.exists:
-                if self.savers.is_async and rt.name != "asyncio" and not self.is_running():
+                if self.savers.is_async and rt.name == "threads" and not self.is_running():
                     if await self.buffer.next_due(rt) is not None:
                         raise await self._too_late(rt, 0)
                 else:

@@ -31,7 +31,7 @@ def lease_life(state: State, rt: Runtime, options: Options) -> int:
 
     An event loop can: stopped with its tasks unfinished, it would keep all others waiting for ever.
     """
-    forever = state.chain.in_memory and rt.name != "asyncio"
+    forever = state.chain.in_memory and rt.name == "threads"
     return FOREVER_MS if forever else int(options.lease * 1000)
 
 
