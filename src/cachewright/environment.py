@@ -71,7 +71,9 @@ def read_environment(environ: Mapping[str, str]) -> tuple[list[str], dict[str, A
         try:
             options[name.lower()] = read(text)
         except (ValueError, KeyError):
-            raise ConfigurationError(f"{variable}={text!r}: expected {expected}") from None
+            # Something long, or with an @, was meant for another variable and may be secret.
+            shown = repr(text) if len(text) <= 20 and "@" not in text else "…"
+            raise ConfigurationError(f"{variable}={shown}: expected {expected}") from None
     return tiers, options
 
 

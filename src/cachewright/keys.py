@@ -24,6 +24,7 @@ __all__ = [
     "memcached_key",
     "physical_key",
     "shorten",
+    "without_credentials",
 ]
 
 KEY_LIMIT = 65_536
@@ -41,6 +42,7 @@ Kind = Literal["k", "t"]
 # Memcached's text protocol ends a key at a space and a command at CR LF, so neither may be in a key;
 # bytes above 0x7e are left out because clients disagree on them.
 _MEMCACHED_PLAIN = re.compile(rf"[\x21-\x7e]{{1,{MEMCACHED_LIMIT}}}").fullmatch
+_SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]{0,30}").fullmatch
 _NAMESPACE = re.compile(r"[A-Za-z0-9_.-]{1,64}").fullmatch
 
 
@@ -55,6 +57,31 @@ def shorten(value: object, width: int = 60) -> str:
     if value is None or type(value) in (bool, float) or (type(value) is int and value.bit_length() < 200):
         return repr(value)
     return f"<{type(value).__qualname__}>"
+
+
+def without_credentials(url: str) -> str:
+    """Return a URL, or what was meant as one, without user, password, query and fragment, for messages.
+
+    A password may hold anything where its owner forgot to quote it, also what would end it: everything up to the
+    last ``@`` goes, wherever that stands. Where the ``@host`` was forgotten, it stands in the port's place.
+    """
+    before, at, after = url.rpartition("@")
+    scheme, found, rest = (before if at else url).partition("://")
+    if found and not _SCHEME(scheme):
+        found, rest = "", url
+    rest = after if at else rest if found else url
+    for mark in "?#":
+        rest = rest.partition(mark)[0]
+    if found:
+        hosts, slash, path = rest.partition("/")
+        rest = ",".join(map(_with_port, hosts.split(","))) + slash + path
+    shown = f"{scheme}://{rest}" if found else rest
+    return shown if len(shown) <= 200 else f"{shown[:200]}…"
+
+
+def _with_port(host: str) -> str:
+    name, colon, port = host.rpartition(":")
+    return f"{name}:…" if colon and not port.isdigit() and not host.endswith("]") else host
 
 
 def check_key(key: object, *, limit: int = KEY_LIMIT) -> str:

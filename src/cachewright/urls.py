@@ -23,6 +23,7 @@ from urllib.parse import SplitResult, parse_qsl, unquote, urlsplit
 
 from cachewright.errors import ConfigurationError
 from cachewright.keys import shorten
+from cachewright.keys import without_credentials as _bare
 from cachewright.runtime.base import Clock
 from cachewright.spelling import did_you_mean
 from cachewright.tiers.base import Tier
@@ -74,7 +75,9 @@ def make_tier(url: object, namespace: str, clock: Clock, copy: bool = False) -> 
         parts = urlsplit(url)
         query = parse_qsl(parts.query, keep_blank_values=True, strict_parsing=bool(parts.query))
     except ValueError as error:
-        raise ConfigurationError(f"{_bare(url)}: not a URL ({error})") from None
+        # Python's own words quote what stands before the host.
+        why = f" ({error})" if "@" not in url else ""
+        raise ConfigurationError(f"{_bare(url)}: not a URL{why}") from None
     scheme = _SCHEMES.get(parts.scheme)
     if scheme is not None and "://" not in url:
         raise ConfigurationError(f"{_bare(url)}: write {parts.scheme}:// (a colon and two slashes)")
@@ -82,16 +85,23 @@ def make_tier(url: object, namespace: str, clock: Clock, copy: bool = False) -> 
         if url in _SCHEMES:
             raise ConfigurationError(f"{url}: write {url}:// (a colon and two slashes)")
         raise ConfigurationError(
-            f"{_bare(url)}: there is no tier {parts.scheme or url!r}{did_you_mean(parts.scheme or url, _SCHEMES)}; "
+            f"{_bare(url)}: there is no tier {parts.scheme or _bare(url)!r}"
+            f"{did_you_mean(parts.scheme or _bare(url), _SCHEMES)}; "
             f"known: {', '.join(f'{name}://' for name in _SCHEMES)}"
         )
     build, known = scheme
+    if parts.scheme in _WITH_HOSTS and "@" in f"{parts.path}{parts.query}{parts.fragment}":
+        # Not "…: 'hunter' is no port": what stands before the @ is a part of the password.
+        raise ConfigurationError(
+            f"{_bare(url)}: a password with '/', '?' or '#' must be quoted (urllib.parse.quote(password, safe=''))"
+        )
     parameters = {}
     for name, text in query:
         if name not in known:
             hint = did_you_mean(name, known)
+            shown = "so written" if "@" in name else shorten(name)
             raise ConfigurationError(
-                f"{_bare(url)}: {parts.scheme}:// takes no parameter {name!r}{hint}; known: {', '.join(known)}"
+                f"{_bare(url)}: {parts.scheme}:// takes no parameter {shown}{hint}; known: {', '.join(known)}"
             )
         parameters[name] = _number(_bare(url), name, text, known[name])
     return build(_Made(_bare(url), parts, parameters, namespace, clock, copy))
@@ -114,14 +124,6 @@ def check_chain(tiers: Sequence[Tier]) -> None:
             )
 
 
-def _bare(url: str) -> str:
-    """The URL without what may be secret."""
-    head, found, rest = url.partition("://")
-    if not found:
-        return url.rpartition("@")[2]
-    return f"{head}://{rest.split('?')[0].rpartition('@')[2]}"
-
-
 def _number(url: str, name: str, text: str, kind: type) -> Any:
     if kind is str:
         return text
@@ -131,16 +133,23 @@ def _number(url: str, name: str, text: str, kind: type) -> Any:
         number = -1
     if not 0 <= number < 1e12 or (number == 0 and name != "db"):
         what = "a whole number" if kind is int else "seconds"
-        raise ConfigurationError(f"{url}: {name}={text!r}: expected {what} above 0")
+        shown = "…" if "@" in text else shorten(text)  # the rest of another URL, perhaps with its password
+        raise ConfigurationError(f"{url}: {name}={shown}: expected {what} above 0")
     return number
+
+
+def _is_number(text: str) -> bool:
+    # isdigit alone takes "²", which int refuses; int refuses thousands of digits too.
+    return text.isascii() and text.isdigit() and len(text) < 10
 
 
 def _port(made: _Made, host: str, default: int) -> tuple[str, int]:
     name, colon, text = host.rpartition(":") if not host.endswith("]") else (host, "", "")
     if not colon:
         name, text = host, str(default)
-    if not text.isdigit() or not 0 < int(text) < 65536:
-        raise ConfigurationError(f"{made.url}: {text!r} is no port (1 to 65535)")
+    if not _is_number(text) or not 0 < int(text) < 65536:
+        # Not shown: where "@host" was forgotten, it is the password.
+        raise ConfigurationError(f"{made.url}: what stands after {name + ':'!r} is no port (1 to 65535)")
     return name.strip("[]") or "localhost", int(text)
 
 
@@ -193,7 +202,7 @@ def _redis(made: _Made) -> Tier:
             f"{made.url}: several servers are a cluster: redis+cluster://host:port,host:port"
         )
     db = made.parts.path.strip("/") or "0"
-    if not db.isdigit():
+    if not _is_number(db):
         raise ConfigurationError(f"{made.url}: {db!r} is no database number: redis://host:6379/0")
     ssl = made.parts.scheme in ("rediss", "valkeys")
     return RedisTier(
@@ -238,6 +247,9 @@ def _embedded_cluster(made: _Made) -> Tier:
     return embedded_cluster_tier(made.namespace, **made.parameters)
 
 
+_WITH_HOSTS = frozenset(
+    {"redis", "rediss", "valkey", "valkeys", "redis+cluster", "rediss+cluster", "memcached"}
+)
 _TIMEOUT: dict[str, type] = {"timeout": float}
 _SCHEMES: dict[str, tuple[Callable[[_Made], Tier], dict[str, type]]] = {
     "memory": (_memory, {"max_entries": int}),

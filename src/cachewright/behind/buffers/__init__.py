@@ -8,6 +8,7 @@ from urllib.parse import parse_qsl, quote, unquote
 
 from cachewright.behind.buffers.base import Buffer
 from cachewright.errors import ConfigurationError
+from cachewright.keys import without_credentials
 from cachewright.spelling import did_you_mean
 
 __all__ = ["default_buffer_url", "open_buffer"]
@@ -52,25 +53,26 @@ def open_buffer(
     Raises:
         ConfigurationError: a scheme or parameter that is not there.
     """
+    shown = without_credentials(url)  # the URL of a server, given here by mistake, may hold a password
     scheme, sep, rest = url.partition("://")
     if not sep or scheme != "sqlite":
         raise ConfigurationError(
-            f"buffer={url!r}: expected sqlite:///path (relative) or sqlite:////path (absolute)"
+            f"buffer={shown!r}: expected sqlite:///path (relative) or sqlite:////path (absolute)"
             f"{did_you_mean(scheme, ['sqlite'])}"
         )
     place, _, query = rest.partition("?")
     if not place.startswith("/") or not place.strip("/"):
         raise ConfigurationError(
-            f"buffer={url!r}: sqlite needs three slashes and a path, sqlite:///buffer.db"
+            f"buffer={shown!r}: sqlite needs three slashes and a path, sqlite:///buffer.db"
         )
     parameters = dict(parse_qsl(query, keep_blank_values=True))
     synchronous = parameters.pop("synchronous", "full").lower()
     if synchronous not in _SYNCHRONOUS:
-        raise ConfigurationError(f"buffer={url!r}: synchronous={synchronous!r}, expected full or normal")
-    busy = _number(url, parameters.pop("busy", "10"))
+        raise ConfigurationError(f"buffer={shown!r}: synchronous={synchronous!r}, expected full or normal")
+    busy = _number(shown, parameters.pop("busy", "10"))
     for name in parameters:
         hint = did_you_mean(name, ["synchronous", "busy"])
-        raise ConfigurationError(f"buffer={url!r}: there is no parameter {name!r}{hint}")
+        raise ConfigurationError(f"buffer={shown!r}: there is no parameter {name!r}{hint}")
     from cachewright.behind.buffers.sqlite import SQLiteBuffer
 
     # a tier's URL is read the same way: what follows the third slash is the path
