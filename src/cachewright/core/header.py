@@ -34,6 +34,7 @@ HEADER_FIXED = _FIXED.size  # 88
 INTENT_SIZE = _INTENT.size  # 16; intents follow the fixed part directly so that a script can carry them over
 MAX_INTENTS = 255
 MAX_TAGS = 255
+MAX_LEASE_MS = 86_400_000  # a day, the most that the option allows: no writer of ours makes a longer one
 
 
 class StoredEntry(msgspec.Struct, frozen=True):
@@ -179,6 +180,8 @@ def parse(raw: bytes, handle: Any = None) -> Slot:
         entry = StoredEntry(
             raw[length:], born, fresh_until, swr_until, sie_until, cost_us, codec, codec_flags, tags
         )
+    if flags & FLAG_LEASE and life > MAX_LEASE_MS:
+        return Slot(_NO_ID, foreign=raw, handle=handle)  # readers would wait for it
     slot = Slot(
         nonce,
         entry,
@@ -207,7 +210,7 @@ def _parse_tail(
             return None
         size = int.from_bytes(raw[at : at + 2], "big")
         end = at + 2 + size + 8
-        if end > length:
+        if end > length or not size:  # there is no empty tag
             return None
         try:
             tags.append((raw[at + 2 : at + 2 + size].decode(), raw[end - 8 : end]))

@@ -47,15 +47,19 @@ class _Pending:
 
 
 class Ticket:
-    """The right to put a value into memory, taken before that value is read from the shared tier."""
+    """The right to put a value into memory, taken before that value is read from the shared tier.
 
-    __slots__ = ("epoch", "key", "pending", "sequence")
+    ``taken``: monotonic seconds; what is read under the ticket was true then or later.
+    """
 
-    def __init__(self, key: str, pending: _Pending, epoch: int, sequence: int) -> None:
+    __slots__ = ("epoch", "key", "pending", "sequence", "taken")
+
+    def __init__(self, key: str, pending: _Pending, epoch: int, sequence: int, taken: float) -> None:
         self.key = key
         self.pending: _Pending | None = pending
         self.epoch = epoch
         self.sequence = sequence
+        self.taken = taken
 
 
 class _Held:
@@ -237,7 +241,7 @@ class MemoryTier(Tier):
             pending = self._pending.get(key)
             if pending is None:
                 pending = self._pending[key] = _Pending()
-            return Ticket(key, pending, self._epoch, self._sequence)
+            return Ticket(key, pending, self._epoch, self._sequence, self._monotonic())
 
     def fill(
         self,

@@ -12,7 +12,7 @@ from typing import Any
 
 import msgspec
 
-from cachewright.core.slot import NEVER, Slot, StoredEntry, life_of
+from cachewright.core.slot import NEVER, Lease, Slot, StoredEntry, life_of
 from cachewright.tiers.base import Generation
 from cachewright.tiers.eviction import S3FIFO, Policy
 
@@ -287,6 +287,12 @@ class NodeTable:
                 del self.controls[key]
             else:
                 self.controls.move_to_end(key)
+
+    def leases(self) -> dict[str, Lease]:
+        """The leases that stand, by key; ended ones too, as long as nobody has looked at their keys."""
+        slots = {key: node.slot for key, node in self.nodes.items()}
+        slots.update((key, slot) for key, (slot, _ends) in self.controls.items())
+        return {key: s.lease for key, s in slots.items() if s is not None and s.lease is not None}
 
     def check(self) -> None:
         """Raises AssertionError where the accounts do not agree; for tests."""

@@ -25,6 +25,7 @@ from cachewright.tiers.redis_scripts import (
     missing_scripts,
     read_done,
     read_generation,
+    read_record,
     read_scan,
     read_slot,
     read_swapped,
@@ -190,10 +191,7 @@ class RedisTier(Tier):
             generation_call((self._tags + tag).encode(), mark, only_missing) for tag, mark in marks.items()
         ]
         replies = await self._run(rt, calls, time.monotonic() + self.timeout)
-        records = (
-            (tag, read_generation(self.name, reply)) for tag, reply in zip(marks, replies, strict=True)
-        )
-        return {tag: record for tag, record in records if record is not None}
+        return {tag: read_record(self.name, reply) for tag, reply in zip(marks, replies, strict=True)}
 
     async def clear(self, rt: Runtime) -> None:
         """See `Tier.clear`. Each step has its deadline; the whole takes as long as the server has keys."""

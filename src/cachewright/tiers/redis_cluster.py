@@ -28,6 +28,7 @@ from cachewright.tiers.redis_scripts import (
     is_large_store,
     read_done,
     read_generation,
+    read_record,
     read_scan,
     read_slot,
     read_swapped,
@@ -222,10 +223,7 @@ class RedisClusterTier(Tier):
             for name, mark in zip(names, marks.values(), strict=True)
         ]
         replies = self._checked(await self._run(rt, names, calls, self._until()))
-        records = (
-            (tag, read_generation(self.name, reply)) for tag, reply in zip(marks, replies, strict=True)
-        )
-        return {tag: record for tag, record in records if record is not None}
+        return {tag: read_record(self.name, reply) for tag, reply in zip(marks, replies, strict=True)}
 
     async def clear(self, rt: Runtime) -> None:
         """See `Tier.clear`. Nodes that can be reached are cleared, then the first failure is raised."""

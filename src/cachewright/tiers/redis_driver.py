@@ -86,9 +86,11 @@ def nonsense(tier: str, reply: Reply, wanted: str) -> TierProtocolError:
 
 def checked(tier: str, reply: Reply, kind: type, wanted: str, size: int | None = None) -> Reply:
     """The reply, if it is of that type (and, a list, of that length); raises `TierProtocolError` where it is not."""
-    if type(reply) is not kind or (size is not None and len(reply) != size):
-        raise nonsense(tier, reply, wanted)
-    return reply
+    if type(reply) is kind:
+        sized: Any = reply
+        if size is None or len(sized) == size:
+            return reply
+    raise nonsense(tier, reply, wanted)
 
 
 _QUOTED: Final = 300  # characters of an error reply that are kept

@@ -34,6 +34,7 @@ __all__ = [
     "only_header",
     "read_done",
     "read_generation",
+    "read_record",
     "read_scan",
     "read_slot",
     "read_swapped",
@@ -265,6 +266,12 @@ def read_generation(tier: str, reply: Reply) -> Generation | None:
     if reply is None or len(checked(tier, reply, bytes, "a string")) != 16:
         return None
     return Generation(reply[:8], int.from_bytes(reply[8:], "big"))
+
+
+def read_record(tier: str, reply: Reply) -> Generation:
+    """The generation that the script has just made or found."""
+    raw = checked(tier, reply, bytes, "a tag's record", 16)
+    return Generation(raw[:8], int.from_bytes(raw[8:], "big"))
 
 
 def scan_pattern(prefix: str) -> str:

@@ -67,7 +67,6 @@ _INTENTS = (
 )
 _GET_TAG = "SELECT mark, changed FROM generations WHERE tag = ?"
 _PUT_TAG = "INSERT OR REPLACE INTO generations (tag, mark, changed) VALUES (?, ?, ?)"
-_ADD_TAG = "INSERT OR IGNORE INTO generations (tag, mark, changed) VALUES (?, ?, ?)"
 
 
 class SqliteTier(Tier):
@@ -156,12 +155,15 @@ class SqliteTier(Tier):
         self, rt: Runtime, marks: Mapping[str, bytes], *, only_missing: bool
     ) -> dict[str, Generation]:
         """See `Tier.set_generations`. The server's time is this host's."""
-        statement = _ADD_TAG if only_missing else _PUT_TAG
 
         def work(connection: sqlite3.Connection) -> dict[str, Generation]:
             now = _now_ms(rt)  # under the lock, so that a later change never has an earlier time
-            rows = [(self._tag_prefix + tag.encode(), mark, now) for tag, mark in marks.items()]
-            connection.executemany(statement, rows)
+            rows = [
+                (self._tag_prefix + tag.encode(), mark, now)
+                for tag, mark in marks.items()
+                if not only_missing or self._get_tag(connection, tag) is None
+            ]
+            connection.executemany(_PUT_TAG, rows)
             return {tag: found for tag in marks if (found := self._get_tag(connection, tag)) is not None}
 
         return await self._write(rt, work)
@@ -172,7 +174,7 @@ class SqliteTier(Tier):
 
         def contend(connection: sqlite3.Connection) -> None:
             for key, header, payload, ends in connection.execute(_INTENTS, (first, beyond)).fetchall():
-                kept = transitions.drop(parse(header + payload), nonce=rt.new_id())
+                kept = transitions.drop(_parsed(header, payload), nonce=rt.new_id())
                 if kept is None:
                     connection.execute(_DELETE, (key,))
                 else:
@@ -186,11 +188,13 @@ class SqliteTier(Tier):
 
     def _get(self, connection: sqlite3.Connection, key: str, now: int) -> Slot | None:
         row = connection.execute(_GET, (self._prefix + key.encode(), now)).fetchone()
-        return parse(row[0] + row[1]) if row is not None else None
+        return _parsed(row[0], row[1]) if row is not None else None
 
     def _get_tag(self, connection: sqlite3.Connection, tag: str) -> Generation | None:
         row = connection.execute(_GET_TAG, (self._tag_prefix + tag.encode(),)).fetchone()
-        return Generation(row[0], row[1]) if row is not None else None
+        if row is None or type(row[0]) is not bytes or len(row[0]) != 8 or type(row[1]) is not int:
+            return None
+        return Generation(row[0], row[1])
 
     def _put(self, connection: sqlite3.Connection, key: str, slot: Slot | None, now: int) -> None:
         raw = self._prefix + key.encode()
@@ -225,7 +229,7 @@ class SqliteTier(Tier):
 
     def _flags_of(self, connection: sqlite3.Connection, key: str, now: int) -> int:
         row = connection.execute(_GET_FLAGS, (self._prefix + key.encode(), now)).fetchone()
-        return row[0] if row is not None else 0
+        return row[0] if row is not None and type(row[0]) is int else 0
 
     def _drop(self, connection: sqlite3.Connection, rt: Runtime, key: str, now: int) -> bool:
         flags = self._flags_of(connection, key, now)
@@ -310,6 +314,12 @@ class SqliteTier(Tier):
             except FileNotFoundError:
                 continue
         return {"path": self._file.path, "bytes": size}
+
+
+def _parsed(header: object, payload: object) -> Slot:
+    # SQLite checks no types: whoever writes to the file with another program may put text into a BLOB column.
+    whole = header + payload if isinstance(header, bytes) and isinstance(payload, bytes) else b""
+    return parse(whole)
 
 
 def _never() -> bool:

@@ -262,9 +262,27 @@ class SqliteFile:
                 found = os.lstat(self.path)
         except OSError as error:
             raise TierUnavailable(self._name, f"{self.path} cannot be made: {error.strerror}") from error
+        self._check_file(self.path, found)
+        if mode & stat.S_IWOTH and found.st_uid != os.geteuid():
+            raise ConfigurationError(
+                f"{self.path} belongs to somebody else, in a folder where everybody may put files: use a folder of "
+                "your own"
+            )
+        for suffix in ("-wal", "-shm", "-journal"):  # SQLite would follow a link there
+            try:
+                self._check_file(self.path + suffix, os.lstat(self.path + suffix))
+            except FileNotFoundError:
+                continue
+
+    @staticmethod
+    def _check_file(path: str, found: os.stat_result) -> None:
         if not stat.S_ISREG(found.st_mode):
             what = "a symbolic link" if stat.S_ISLNK(found.st_mode) else "not a regular file"
-            raise ConfigurationError(f"{self.path} is {what}: give the path of the file itself")
+            raise ConfigurationError(f"{path} is {what}: give the path of the file itself")
+        if found.st_mode & stat.S_IWOTH:
+            raise ConfigurationError(
+                f"everybody may write to {path}, so the cache in it could be forged: chmod 600 {path}"
+            )
 
     def _translated(self, error: sqlite3.Error) -> TierError:
         code = getattr(error, "sqlite_errorcode", None)

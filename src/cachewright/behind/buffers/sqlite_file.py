@@ -51,6 +51,10 @@ def prepare_path(path: Path) -> None:
             raise ConfigurationError(
                 f"the folder of the buffer {path} may be written by everyone: use one of your own (chmod o-w {folder})"
             )
+        for suffix in ("-wal", "-shm", "-journal"):  # SQLite would follow a link there
+            beside = path.with_name(path.name + suffix)
+            if beside.is_symlink():
+                raise ConfigurationError(f"{beside} beside the buffer is a symbolic link: remove it")
         try:
             os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600))
             return

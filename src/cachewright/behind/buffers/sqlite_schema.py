@@ -11,6 +11,8 @@ from typing import Any
 
 from cachewright.behind.buffers.base import Record, State
 from cachewright.behind.buffers.sqlite_file import SQLiteFile
+from cachewright.errors import BufferUnavailable
+from cachewright.keys import shorten
 
 __all__ = [
     "COLUMNS",
@@ -49,6 +51,12 @@ COLUMNS = (
     "key, id, state, payload, codec, codec_flags, sequence, first_dirty, tries, last_error, not_before, "
     "token, deadline, holder, suspect, settling, dead"
 )
+_TEXT, _BLOB, _INT, _REAL = frozenset({str}), frozenset({bytes}), frozenset({int}), frozenset({float})
+_NULL = frozenset({type(None)})
+_KINDS: tuple[frozenset[type], ...] = (
+    _TEXT, _BLOB, _INT, _BLOB | _NULL, _INT, _INT, _INT, _REAL, _INT, _TEXT | _NULL, _REAL,
+    _BLOB | _NULL, _REAL, _TEXT | _NULL, _INT, _INT, _INT,
+)  # fmt: skip
 # A newer state waits at most this long behind the back-off of the one that it replaces: it may well be the mended one,
 # and a key that is written all the time must not hammer an origin that is down.
 RETRY_NEWER = 1.0
@@ -70,7 +78,18 @@ ON CONFLICT(scope, key) DO UPDATE SET
 
 
 def as_record(row: Sequence[Any]) -> Record:
-    """One row of `COLUMNS`, which stand in the order of the record's fields."""
+    """One row of `COLUMNS`, which stand in the order of the record's fields.
+
+    Raises:
+        BufferUnavailable: a column holds what none of ours ever writes (SQLite itself checks no types).
+    """
+    if not all(type(value) in kinds for kinds, value in zip(_KINDS, row, strict=True)) or not (
+        0 <= row[2] < len(STATES)
+    ):
+        raise BufferUnavailable(
+            f"the buffer holds a damaged record (its key reads {shorten(row[0])}): move the file away, or delete "
+            "that row with the sqlite3 program"
+        )
     fields: list[Any] = list(row)
     fields[2] = STATES[row[2]]
     fields[14:] = map(bool, row[14:])
