@@ -71,6 +71,7 @@ class _Batch:
         self.stale: dict[str, StoredEntry] = {}  # what may answer where a load fails
         self.flights: dict[str, Flight] = {}
         self.tickets: dict[str, Ticket | None] = {}
+        self.sent: dict[str, float] = {}  # when the commit of each key was sent
         self.unreachable = False
 
     async def read(self, keys: list[str]) -> None:
@@ -158,7 +159,7 @@ class _Batch:
             value = self.values[lease.key] = below[lease.key].value
             self.state.stats.hits += 1
             if took:
-                self.state.fill(self.rt, self.tickets[lease.key], value, entry, self.options)
+                self.state.fill(self.rt, self.tickets[lease.key], value, entry, self.options, lease.sent)
             self._finish(lease.key, Outcome.FOUND, value)
 
     async def _load(
@@ -189,6 +190,7 @@ class _Batch:
         entries = self._entries(found, list(held), marks, loaded.seconds)
         pairs = [(held[key], entry) for key, entry in entries.items()]
         taken = await commit_all(rt, pairs)
+        self.sent = {lease.key: lease.sent for lease, _ in pairs}
         stored = {lease.key: entry for (lease, entry), took in zip(pairs, taken, strict=True) if took}
         await self._down(below, stored)
         for key in keys:
@@ -254,7 +256,7 @@ class _Batch:
         if value is not ABSENT:
             self.values[key] = value
             if entry is not None:
-                state.fill(self.rt, self.tickets[key], value, entry, self.options)
+                state.fill(self.rt, self.tickets[key], value, entry, self.options, self.sent.get(key))
             else:
                 state.stats.lost_leases += not confirmed
                 if not confirmed:

@@ -240,7 +240,7 @@ class Leading:
         taken = await held.commit(rt, entry)
         await commit_down(rt, below, entry if taken else None)
         if taken:
-            state.fill(rt, self.ticket, below.value, entry, self.plan.options)
+            state.fill(rt, self.ticket, below.value, entry, self.plan.options, held.sent)
         return Outcome.FOUND, below.value
 
     async def _commit(self, held: Held, below: Below | None, loaded: Loaded, marks: dict[str, bytes]) -> None:
@@ -267,7 +267,7 @@ class Leading:
             await commit_down(rt, below, entry if taken else None)
             state.hub.emit(LoadedEvent(plan.key, loaded.seconds, taken))
             if taken:
-                state.fill(rt, self.ticket, loaded.value, entry, options)
+                state.fill(rt, self.ticket, loaded.value, entry, options, held.sent)
             else:
                 state.stats.lost_leases += 1
                 state.hub.emit(LeaseLost(plan.key))
@@ -280,6 +280,8 @@ class Leading:
     ) -> Result:
         """The load failed: remember it beside a stale value, and serve that if the options allow."""
         state, rt, plan = self.state, self.rt, self.plan
+        # Who comes while the lease is given back has nothing to do with a load that failed before.
+        state.flights.close(plan.key, self.flight)
         error_ttl = int(plan.options.error_ttl * 1000)
         await _give_up(rt, held, below, now_ms(rt) + error_ttl if stale is not None else 0)
         state.hub.emit(LoadFailed(plan.key, error))
@@ -325,7 +327,8 @@ class Leading:
             marks = dict.fromkeys(
                 state.tags_of(plan.tags), NO_MARK
             )  # so that a change of a tag finds it here
-            state.fill(rt, self.ticket, value, state.make_entry(rt, plan.key, value, options, marks), options)
+            entry = state.make_entry(rt, plan.key, value, options, marks)
+            state.fill(rt, self.ticket, value, entry, options, rt.monotonic())
         return outcome, value
 
 

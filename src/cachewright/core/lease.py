@@ -42,6 +42,7 @@ class Held:
         self.state, self.level, self.key, self.token = state, level, key, token
         self.slot: Slot | None = slot  # what we believe stands there
         self.lost = False
+        self.sent = 0.0  # monotonic seconds before the last commit was sent: its entry was true then or later
         self._closings = state.closings
         self._beat: Job | None = None
 
@@ -84,6 +85,7 @@ class Held:
         if self.is_over():
             return False
         while (new := slots.commit_load(self.slot, self.token, entry, nonce=rt.new_id())) is not None:
+            self.sent = rt.monotonic()
             try:
                 swapped = await self.level.swap_one(rt, self.key, self.slot, new)
             except TierUnavailable:
@@ -135,6 +137,7 @@ async def _swap_all(rt: Runtime, helds: Sequence[Held], entries: Mapping[Held, S
     swaps = []
     for held in helds:
         held.stop_heartbeat()
+        held.sent = rt.monotonic()
         entry = entries.get(held)
         if entry is not None:
             new = slots.commit_load(held.slot, held.token, entry, nonce=rt.new_id())

@@ -93,7 +93,7 @@ async def _from_below(
         taken = await commit_all(rt, leased)
         for (lease, entry), took in zip(leased, taken, strict=True):
             if took:
-                state.fill(rt, tickets[lease.key], values[lease.key], entry, options)
+                state.fill(rt, tickets[lease.key], values[lease.key], entry, options, lease.sent)
     finally:
         await abandon_all(rt, list(held.values()))
     return values

@@ -233,15 +233,33 @@ class State:
         return self.chain.local.ticket(key) if self.chain.local is not None else None
 
     def fill(
-        self, rt: Runtime, ticket: Ticket | None, value: Any, entry: StoredEntry, options: Options
+        self,
+        rt: Runtime,
+        ticket: Ticket | None,
+        value: Any,
+        entry: StoredEntry,
+        options: Options,
+        seen: float | None = None,
     ) -> None:
-        """Puts a value in local memory for the rest of its fresh life, at most ``local_ttl``."""
+        """Puts a value in local memory for the rest of its fresh life, at most ``local_ttl``.
+
+        Args:
+            rt: the runtime.
+            ticket: from `ticket`.
+            value: the decoded value.
+            entry: as the authority has it.
+            options: of the reader.
+            seen: monotonic seconds from which on the authority had it; left out: the ticket's. ``local_ttl`` counts
+                from there: a process that is paused between its read and this must not believe the value anew.
+        """
         if ticket is None or self.chain.local is None:
             return
         ends = min(
             entry.fresh_until, serve_until(entry.born, entry.fresh_until, entry.cost_us / 1e6, options)
         )
-        fresh_for = min(self.local_ttl, (ends - now_ms(rt)) / 1000) if ends < NEVER else self.local_ttl
+        fresh_for = self.local_ttl - (rt.monotonic() - (ticket.taken if seen is None else seen))
+        if ends < NEVER:
+            fresh_for = min(fresh_for, (ends - now_ms(rt)) / 1000)
         self.chain.local.fill(
             ticket,
             value,
@@ -272,6 +290,11 @@ class State:
             self._jobs = {j for j in self._jobs if not j.done()}
             self._jobs.add(job)
         return job
+
+    def jobs(self) -> list[Job]:
+        """The background work that is under way."""
+        with self._lock:
+            return [job for job in self._jobs if not job.done()]
 
     def stop_jobs(self) -> list[Job]:
         """Asks all background work to stop; returns what is still running."""

@@ -47,10 +47,7 @@ class _Pending:
 
 
 class Ticket:
-    """The right to put a value into memory, taken before that value is read from the shared tier.
-
-    ``taken``: monotonic seconds; what is read under the ticket was true then or later.
-    """
+    """The right to put a value into memory, ``taken`` (monotonic seconds) before it is read from the shared tier."""
 
     __slots__ = ("epoch", "key", "pending", "sequence", "taken")
 

@@ -1,0 +1,145 @@
+"""Write-behind's buffer in a simulation: the real SQLite buffer, reached with delays and failures.
+
+A disk of one's own gives no lost answers: what raised has changed nothing. Processes of a simulation share the file as
+processes of one host do, and a crash leaves it as the last commit did.
+"""
+
+from __future__ import annotations
+
+import atexit
+import itertools
+import shutil
+import tempfile
+from collections.abc import Callable, Coroutine, Sequence
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, TypeVar, cast
+
+import msgspec
+
+from cachewright.behind.buffers.base import Ack, Buffer, BufferStats, Failure, NewRecord, Record
+from cachewright.behind.buffers.sqlite import SQLiteBuffer
+from cachewright.errors import BufferUnavailable
+from cachewright.runtime.base import Runtime, drive
+from cachewright.runtime.threads import ThreadRuntime
+from cachewright.testing.sim.network import Broken, Late, Link
+from cachewright.testing.sim.runtime import SimRuntime
+
+T = TypeVar("T")
+
+__all__ = ["SimBuffer", "new_scope"]
+
+_numbers = itertools.count()
+
+
+@lru_cache(maxsize=1)
+def _folder() -> Path:
+    """One file for all runs of this interpreter, in memory where the system has such a place."""
+    memory = Path("/dev/shm")  # noqa: S108  only a place; the folder in it is made fresh and private
+    folder = Path(tempfile.mkdtemp(prefix="cachewright-sim-", dir=memory if memory.is_dir() else None))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return folder
+
+
+def new_scope() -> str:
+    """A run's own part of the file."""
+    return f"sim/{next(_numbers)}"
+
+
+class SimBuffer(Buffer):
+    """One process's way to the buffer."""
+
+    def __init__(self, scope: str, rt: SimRuntime, link: Link, **bounds: Any) -> None:
+        self._real = SQLiteBuffer(_folder() / "buffer.db", scope, synchronous="NORMAL", **bounds)
+        self._link, self._rt = link, rt
+        self._inline = ThreadRuntime(rt.process)
+        self._inline.new_id = rt.new_id  # type: ignore[method-assign]
+        self.url = self._real.url
+        self.started = False  # a repository looks into an old buffer while it is made, outside of any task
+
+    @property
+    def exists(self) -> bool:
+        return self.started
+
+    async def _do(self, text: str, work: Callable[[], Coroutine[Any, Any, T]]) -> T:
+        def step() -> tuple[T | None, Exception | None]:
+            try:
+                return drive(work()), None
+            except Exception as error:  # raised again where it was asked for
+                return None, error
+
+        try:
+            ((result, error),) = await self._link.exchange(self._rt, [step], text=text)
+        except (Broken, Late) as broken:
+            raise BufferUnavailable(str(broken)) from None
+        if error is not None:
+            raise error
+        return cast(T, result)
+
+    async def append(
+        self, rt: Runtime, records: Sequence[NewRecord], *, delay: float = 0.0, overflow: bool = False
+    ) -> list[int]:
+        async def work() -> list[int]:
+            sequences = await self._real.append(self._inline, records, delay=delay, overflow=overflow)
+            for record in records:
+                value = None if record.payload is None else msgspec.msgpack.decode(record.payload)
+                self._rt.world.history.became(msgspec.msgpack.decode(record.id), value)
+            return sequences
+
+        return await self._do(f"append {' '.join(r.key for r in records)}", work)
+
+    async def hold(self, rt: Runtime, key: str, token: bytes, life: float) -> int | None:
+        return await self._do(f"hold {key}", lambda: self._real.hold(self._inline, key, token, life))
+
+    async def read(self, rt: Runtime, keys: Sequence[str]) -> dict[str, Record]:
+        return await self._do(f"look at {' '.join(keys)}", lambda: self._real.read(self._inline, keys))
+
+    async def claim(
+        self,
+        rt: Runtime,
+        limit: int,
+        token: bytes,
+        life: float,
+        *,
+        keys: Sequence[str] | None = None,
+        hurry: bool = False,
+    ) -> list[Record]:
+        return await self._do(
+            "claim", lambda: self._real.claim(self._inline, limit, token, life, keys=keys, hurry=hurry)
+        )
+
+    async def renew(self, rt: Runtime, token: bytes, life: float) -> int:
+        return await self._do("renew claims", lambda: self._real.renew(self._inline, token, life))
+
+    async def acknowledge(self, rt: Runtime, token: bytes, acks: Sequence[Ack], *, settle: float) -> int:
+        text = f"acknowledge {' '.join(ack.key for ack in acks)}"
+        return await self._do(text, lambda: self._real.acknowledge(self._inline, token, acks, settle=settle))
+
+    async def fail(
+        self, rt: Runtime, token: bytes, failures: Sequence[Failure], *, settle: float
+    ) -> list[str]:
+        text = f"note failure of {' '.join(one.key for one in failures)}"
+        return await self._do(text, lambda: self._real.fail(self._inline, token, failures, settle=settle))
+
+    async def release(self, rt: Runtime, token: bytes) -> None:
+        await self._do("release claims", lambda: self._real.release(self._inline, token))
+
+    async def next_due(self, rt: Runtime, *, hurry: bool = False) -> float | None:
+        return await self._do("when is the next due?", lambda: self._real.next_due(self._inline, hurry=hurry))
+
+    async def stats(self, rt: Runtime) -> BufferStats:
+        return await self._do("count", lambda: self._real.stats(self._inline))
+
+    async def records(self, rt: Runtime, limit: int = 1000, *, dead: bool = False) -> list[Record]:
+        return await self._do("list", lambda: self._real.records(self._inline, limit, dead=dead))
+
+    async def replay(self, rt: Runtime, key: str) -> None:
+        await self._do(f"replay {key}", lambda: self._real.replay(self._inline, key))
+
+    async def discard(self, rt: Runtime, key: str, *, dead_only: bool = True) -> Record:
+        return await self._do(
+            f"discard {key}", lambda: self._real.discard(self._inline, key, dead_only=dead_only)
+        )
+
+    def close(self) -> None:
+        """The file is shared by all processes of the simulation, and stays open."""

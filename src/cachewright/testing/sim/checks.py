@@ -1,0 +1,153 @@
+"""What must hold in a run. Each check reads the history and returns a sentence for every violation it finds."""
+
+from __future__ import annotations
+
+from asyncio import CancelledError
+
+from cachewright.errors import TierUnavailable
+from cachewright.testing.sim.history import Call, Load
+from cachewright.testing.sim.origin import OriginFailed
+from cachewright.testing.sim.play import Run
+from cachewright.testing.sim.seat import NAMESPACE
+
+__all__ = [
+    "agreement_in_the_end",
+    "every_call_ends",
+    "every_write_is_saved",
+    "nobody_inherits_a_fate",
+    "nothing_older",
+    "one_load_at_a_time",
+    "own_changes_are_seen",
+]
+
+
+def nothing_older(run: Run) -> list[str]:
+    """No read that starts after an acknowledged change returns anything older than it.
+
+    Memory above a shared tier may be ``local_ttl`` behind other processes' changes.
+    """
+    return _older(run, others=True)
+
+
+def own_changes_are_seen(run: Run) -> list[str]:
+    """The same for changes of the reader's own process, in the same life: that holds in every outage too."""
+    return _older(run, others=False)
+
+
+def _older(run: Run, *, others: bool) -> list[str]:
+    history, found = run.history, []
+    lag = float(run.plan.options.get("local_ttl", 5.0)) if run.scene.has_memory else 0.0
+    changes = [c for c in history.calls if c.kind == "change" and c.outcome == "returned"]
+    for read in history.calls:
+        if read.outcome != "returned" or read.kind not in ("read", "look"):
+            continue
+        if read.kind == "look" and read.value is None:
+            continue
+        position = history.position(read.key, read.value, read.end_steps)
+        for change in changes:
+            if change.key != read.key or change.end_steps >= read.steps:
+                continue
+            mine = change.process == read.process
+            if not mine and not others:
+                continue
+            if not mine and change.end is not None and read.start < change.end + lag:
+                continue
+            wanted = history.position(change.key, change.value, change.end_steps)
+            if position < wanted:
+                found.append(f"{_who(read)} returned {read.value!r}, older than what {_who(change)} had made")
+    return found
+
+
+def one_load_at_a_time(run: Run) -> list[str]:
+    """Two live loads of one key never overlap, unless something ended the first one's lease."""
+    found = []
+    moments = run.history.disturbances
+    loads = sorted(run.history.loads, key=lambda load: load.start)
+    for n, first in enumerate(loads):
+        for second in loads[n + 1 :]:
+            if first.end is not None and second.start >= first.end:
+                break
+            if second.key != first.key:
+                continue
+            reasons = [*moments.get("", ()), *moments.get(f"{NAMESPACE}:{first.key}", ())]
+            if not any(first.start - 1.0 <= moment <= second.start for moment in reasons):
+                found.append(
+                    f"{first.process} and {second.process} loaded {first.key} at once, "
+                    f"at {second.start * 1000:.2f} ms"
+                )
+    return found
+
+
+def every_call_ends(run: Run) -> list[str]:
+    """No call hangs."""
+    if not run.hung:
+        return []
+    waiting = [_who(call) for call in run.history.calls if call.end is None]
+    return [f"never ended: {'; '.join(waiting) or 'background work'}"]
+
+
+def nobody_inherits_a_fate(run: Run) -> list[str]:
+    """A caller sees its own cancellation and its own errors only: those of a load it took part in, or of its write."""
+    found = [f"{name} ended with {error!r}" for name, error in run.history.escaped]
+    strict = run.plan.options.get("on_outage") == "raise"
+    for call in run.history.calls:
+        error = call.error
+        if error is None or call.outcome == "crashed":
+            continue
+        if isinstance(error, CancelledError):
+            if not call.was_cancelled:
+                found.append(f"{_who(call)} was cancelled, though nobody cancelled it")
+        elif isinstance(error, TierUnavailable):
+            if not strict:
+                found.append(f"{_who(call)} raised {error!r} although the caches serve on")
+        elif not isinstance(error, OriginFailed):
+            found.append(f"{_who(call)} raised {error!r}")
+        elif call.kind == "read" and not any(_is_of(call, load) for load in run.history.loads):
+            found.append(f"{_who(call)} raised {error!r}, which is no error of a load it took part in")
+    return found
+
+
+def _is_of(call: Call, load: Load) -> bool:
+    if load.error is not call.error or load.process != call.process:
+        return False
+    return load.end is not None and load.end >= call.start
+
+
+def agreement_in_the_end(run: Run) -> list[str]:
+    """When all is quiet, whatever stands in any tier is what the database has."""
+    found = []
+    for who, key, value in run.looks:
+        if value != run.scene.origin.values.get(key) and not _excused(run, key):
+            true = run.scene.origin.values.get(key)
+            found.append(f"in the end {who} has {value!r} for {key}, and the database {true!r}")
+    return found
+
+
+def _excused(run: Run, key: str) -> bool:
+    """A change past the cache that never came to tell it: its last value may be unknown to the cache."""
+    if run.plan.writes == "behind":
+        return False
+    changes = [c for c in run.history.calls if c.kind == "change" and c.key == key and "then" in c.text]
+    told = [c.steps for c in changes if c.outcome == "returned"]
+    untold = [c for c in changes if c.outcome != "returned"]
+    effects = [run.history.last_step(key, c.value) for c in untold]  # it may land after the call has ended
+    return any(effect >= 0 and not any(step > effect for step in told) for effect in effects)
+
+
+def every_write_is_saved(run: Run) -> list[str]:
+    """The database ends with the newest state that the buffer took, and has had them in order."""
+    found = []
+    for key, states in run.history.truth.items():
+        newest = states[-1][1]
+        if run.scene.origin.values.get(key) != newest:
+            has = run.scene.origin.values.get(key)
+            found.append(f"the last accepted state of {key} was {newest!r}, and the database has {has!r}")
+    for call in run.history.calls:
+        acknowledged = call.kind == "change" and call.outcome == "returned"
+        if acknowledged and run.history.position(call.key, call.value, call.end_steps) < 0:
+            found.append(f"{_who(call)} returned, and its state was never accepted")
+    return found
+
+
+def _who(call: Call) -> str:
+    return f"{call.client}: {call.text} (from {call.start * 1000:.2f} ms)"

@@ -1,0 +1,109 @@
+"""What happened in a run, in order: for the checks, and as a timeline for people."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+__all__ = ["Call", "History", "Load", "Note"]
+
+
+class Ticking(Protocol):
+    """What the world's clock shows."""
+
+    time: float
+    steps: int
+
+
+@dataclass(slots=True)
+class Note:
+    """One line of the timeline."""
+
+    time: float
+    who: str
+    text: str
+
+
+@dataclass(slots=True)
+class Call:
+    """One call of a client.
+
+    Attributes:
+        client, process, text: whose, where, and what.
+        key: the key it reads or changes.
+        kind: ``"read"``, ``"change"`` (is to be seen by every read that starts after it) or ``"other"``.
+        start, end: virtual seconds; ``end`` None: it never came back.
+        value: what a read returned, or what a change made of the key.
+        outcome: ``"returned"``, ``"raised"``, ``"cancelled"``, ``"crashed"``; None while it runs.
+    """
+
+    client: str
+    process: str
+    text: str
+    key: str
+    kind: str
+    start: float
+    steps: int
+    end: float | None = None
+    end_steps: int = 0
+    value: Any = None
+    outcome: str | None = None
+    error: BaseException | None = None
+    was_cancelled: bool = False
+    trusts_memory: bool = False
+
+
+@dataclass(slots=True)
+class Load:
+    """One run of a loader."""
+
+    process: str
+    key: str
+    start: float
+    end: float | None = None
+    value: Any = None
+    error: BaseException | None = None
+
+
+class History:
+    """The record of one run."""
+
+    def __init__(self, world: Ticking) -> None:
+        self._world = world
+        self.notes: list[Note] = []
+        self.calls: list[Call] = []
+        self.loads: list[Load] = []
+        self.faults: list[str] = []
+        self.disturbances: dict[
+            str, list[float]
+        ] = {}  # when a key's lease may have gone, by key ("": all keys)
+        self.truth: dict[
+            str, list[tuple[int, Any]]
+        ] = {}  # by key: all its values, with the step they came in
+        self.escaped: list[tuple[str, BaseException]] = []
+
+    def note(self, who: str, text: str) -> None:
+        """One more line."""
+        self.notes.append(Note(self._world.time, who, text))
+
+    def disturb(self, key: str) -> None:
+        """From now on another load of the key may be right: a drop, a write, an eviction, a pause."""
+        self.disturbances.setdefault(key, []).append(self._world.time)
+
+    def became(self, key: str, value: Any) -> None:
+        """The key's true value is another one from now on."""
+        self.truth.setdefault(key, []).append((self._world.steps, value))
+
+    def position(self, key: str, value: Any, step: int) -> int:
+        """Which of the key's values this is, counted up to ``step``; -1: none that it ever had."""
+        places = [n for n, (when, one) in enumerate(self.truth.get(key, ())) if one == value and when <= step]
+        return max(places, default=-1)
+
+    def last_step(self, key: str, value: Any) -> int:
+        """When the key was given this value for the last time; -1: never."""
+        return max((when for when, one in self.truth.get(key, ()) if one == value), default=-1)
+
+    def timeline(self) -> str:
+        """The whole run as text."""
+        width = max((len(note.who) for note in self.notes), default=0)
+        return "\n".join(f"{n.time * 1000:9.2f} ms  {n.who:<{width}}  {n.text}" for n in self.notes)

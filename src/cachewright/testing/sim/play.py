@@ -1,0 +1,218 @@
+"""Carries a plan out in a world: boots processes, drives clients, brings disasters, waits for quiet, looks once more."""
+
+from __future__ import annotations
+
+import gc
+import logging
+from collections.abc import Coroutine, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from cachewright.testing.sim.buffer import new_scope
+from cachewright.testing.sim.history import History
+from cachewright.testing.sim.plan import Client, Disaster, Plan
+from cachewright.testing.sim.seat import Scene, Seat
+from cachewright.testing.sim.world import Dead, Process, Task, World
+
+__all__ = ["Run", "play"]
+
+MAX_STEPS = 60_000
+
+
+class Run:
+    """A run and all that is known of it.
+
+    Attributes:
+        plan, seed: what was carried out.
+        history: what happened.
+        hung: whether a call did not end although time and steps were plenty.
+        looks: after all was quiet: what each process, and each part of the chain, had for each key.
+        scene: servers and database as they stood in the end.
+    """
+
+    def __init__(self, plan: Plan, seed: int | str, suppressed: frozenset[str]) -> None:
+        self.plan, self.seed = plan, seed
+        self.world = World(seed, suppressed)
+        self.scene = Scene(self.world, plan, new_scope())
+        self.history: History = self.world.history
+        self.processes = [
+            Process(self.world, f"p{n}", plan.skews[n] if n < len(plan.skews) else 0.0)
+            for n in range(plan.processes)
+        ]
+        self.seats: dict[str, Seat] = {}
+        self.drivers = [_Driver(self, n, client) for n, client in enumerate(plan.clients)]
+        self.hung = False
+        self.looks: list[tuple[str, str, Any]] = []
+        self._snapshots: list[tuple[float, str, Any]] = []
+
+    # The way of a run
+
+    def carry_out(self) -> None:
+        for process in self.processes:
+            self.boot(process)
+        for disaster in self.plan.disasters:
+            self.world.at(disaster.at, lambda disaster=disaster: self._strike(disaster))  # type: ignore[misc]
+        done = self.world.run(
+            self.plan.horizon, lambda: all(driver.done for driver in self.drivers), MAX_STEPS
+        )
+        self.hung = not done
+        if not self.hung:
+            self._be_quiet()
+            self._look_once_more()
+        for process in self.processes:
+            if process.alive:
+                process.alive = False
+                for task in list(process.tasks):
+                    task.kill()
+
+    def boot(self, process: Process) -> None:
+        """A process starts: its cache is made, its flusher runs, its clients go on."""
+        seat = self.seats[process.name] = Seat(self.scene, process)
+        if self.plan.writes == "behind":
+            self.spawn(process, _start_flusher(seat), "start")
+        for driver in self.drivers:
+            if driver.client.process == self.processes.index(process):
+                driver.start()
+
+    def spawn(self, process: Process, work: Coroutine[Any, Any, Any], name: str) -> Task:
+        """Starts a task; an error that leaves it is a finding."""
+        task = process.spawn(work, name)
+
+        def ended() -> None:
+            if task.error is not None and not isinstance(task.error, Dead):
+                self.history.escaped.append((task.name, task.error))
+
+        task.when_done(ended)
+        return task
+
+    def _strike(self, disaster: Disaster) -> None:
+        if not self.world.faulty:
+            return
+        world, target = self.world, disaster.target
+        if isinstance(target, int):
+            process = self.processes[target]
+            if not process.alive:
+                return
+            self.history.disturb("")
+            if disaster.kind == "crash":
+                process.crash()
+                world.at(world.time + disaster.seconds, lambda: self._revive(process))
+            elif disaster.kind == "pause":
+                process.pause(disaster.seconds)
+                world.at(world.time + disaster.seconds, lambda: self.history.disturb(""))
+            elif disaster.kind == "clock":
+                process.skew += disaster.seconds
+                self.history.note(process.name, f"its clock jumps by {disaster.seconds:g} s")
+            return
+        server = self.scene.servers[target]
+        self.history.note(target, {"evict": "evicts all"}.get(disaster.kind, f"{disaster.kind}"))
+        self.history.disturb("")
+        if disaster.kind == "hang":
+            server.hung_until = world.time + disaster.seconds
+        elif disaster.kind == "down":
+            server.up = False
+            world.at(world.time + disaster.seconds, lambda: setattr(server, "up", True))
+        elif disaster.kind == "evict":
+            server.store.rows.clear()
+        elif disaster.kind == "empty":
+            server.store.empty()
+        elif disaster.kind == "old":
+            old = server.store.snapshot()
+            world.at(world.time + disaster.seconds, lambda: server.store.restore(old))
+
+    def _revive(self, process: Process) -> None:
+        if not process.alive:
+            process.restart()
+            self.boot(process)
+
+    def _be_quiet(self) -> None:
+        """No more faults; whoever is down starts; then time enough for everything that is under way."""
+        self.world.faulty = False
+        for server in self.scene.servers.values():
+            server.up, server.hung_until = True, 0.0
+        for process in self.processes:
+            self._revive(process)
+        self.history.note("", "══ no more faults")
+        self.world.run(self.world.time + self.plan.quiet, lambda: False, self.world.steps + MAX_STEPS)
+
+    def _look_once_more(self) -> None:
+        for process in self.processes:
+            self._look(self.seats[process.name], process.name)
+        chain = self.plan.chain
+        for n, name in enumerate(chain):
+            if name == "memory":
+                continue
+            judge = Process(self.world, f"judge of {name}")
+            self.processes.append(judge)
+            self._look(Seat(self.scene, judge, chain[n:]), name)
+
+    def _look(self, seat: Seat, who: str) -> None:
+        task = seat.process.spawn(_look(self, seat, who), "look")
+        if not self.world.run(self.world.time + 60, lambda: task.done, self.world.steps + MAX_STEPS):
+            self.hung = True
+
+
+class _Driver:
+    """A client's way through its operations, over the lives of its process."""
+
+    def __init__(self, run: Run, number: int, client: Client) -> None:
+        self._run, self.client, self.name = run, client, f"c{number}"
+        self._next = 0
+
+    @property
+    def done(self) -> bool:
+        return self._next > len(self.client.ops)
+
+    def start(self) -> None:
+        process = self._run.processes[self.client.process]
+        self._run.spawn(process, self._go(self._run.seats[process.name]), self.name)
+
+    async def _go(self, seat: Seat) -> None:
+        while self._next < len(self.client.ops):
+            pause, op = self.client.ops[self._next]
+            self._next += 1  # before: what a crash interrupts is not done again
+            await seat.rt.sleep(pause)
+            await op.run(seat)
+        self._next = len(self.client.ops) + 1
+
+
+async def _start_flusher(seat: Seat) -> None:
+    writer: Any = seat.repository._writer
+    writer.flusher.start(seat.rt)
+
+
+async def _look(run: Run, seat: Seat, who: str) -> None:
+    for key in run.plan.keys:
+        for name in (key, f"r:{key}"):
+            value = await seat.cache.aget(name)
+            if value is not None:
+                run.looks.append((who, key, value))
+
+
+@contextmanager
+def _quietly() -> Iterator[None]:
+    """No log lines for what is meant to go wrong; no collector in the middle of things that are about to be dropped."""
+    log = logging.getLogger("cachewright")
+    before, log.disabled = log.disabled, True
+    collecting = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        log.disabled = before
+        if collecting:
+            gc.enable()
+
+
+def play(plan: Plan, seed: int | str, suppressed: frozenset[str] = frozenset()) -> Run:
+    """Carries a plan out.
+
+    Args:
+        plan: what is to happen.
+        seed: the luck it has.
+        suppressed: names of faults that are not to happen.
+    """
+    with _quietly():
+        run = Run(plan, seed, suppressed)
+        run.carry_out()
+    return run

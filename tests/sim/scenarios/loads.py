@@ -1,0 +1,35 @@
+"""Loads, refreshes and changes past the cache."""
+
+from __future__ import annotations
+
+from random import Random
+
+from tests.sim.scenarios.drawing import CHAINS, clients_of
+
+from cachewright.testing.sim import checks
+from cachewright.testing.sim.ops import Change, Get, Read, Refresh
+from cachewright.testing.sim.plan import Op, Plan
+from cachewright.testing.sim.scenario import Scenario
+
+
+class LoadsAndChanges(Scenario):
+    """Readers, refreshers and changes past the cache; nothing fails."""
+
+    name = "loads_and_changes"
+    checks = (
+        checks.nothing_older,
+        checks.one_load_at_a_time,
+        checks.every_call_ends,
+        checks.nobody_inherits_a_fate,
+        checks.agreement_in_the_end,
+    )
+
+    def plan(self, random: Random) -> Plan:
+        processes = random.choice((1, 2, 3))
+        choices: list[Op] = [Read(), Read(), Read(), Change(), Refresh(), Get()]
+        return Plan(
+            chain=random.choice(CHAINS),
+            clients=clients_of(random, processes, choices, random.choice((0.0, 0.0, 0.2))),
+            processes=processes,
+            options={"ttl": 1000},
+        )
