@@ -18,10 +18,21 @@ from cachewright.core.slot import NEVER, Intent, Lease, Slot, StoredEntry
 from cachewright.runtime.aio import AIO
 from cachewright.runtime.base import drive
 from cachewright.runtime.threads import SYSTEM_CLOCK, THREADS
+from cachewright.testing.sim.store import SimStore, SimTier
 from cachewright.tiers.base import Swap, Swapped, Tier
 from cachewright.urls import make_tier
 
-KINDS = ["memory", "sqlite", "redis", "valkey", "cluster", "memcached", "memcached3", "embedded"]
+KINDS = [
+    "memory",
+    "sqlite",
+    "redis",
+    "valkey",
+    "cluster",
+    "memcached",
+    "memcached3",
+    "embedded",
+    "sim",
+]  # the simulator's must not drift from the real
 TIMEOUT = "timeout=10"  # what is tested here is not the deadline, and the machine may be busy
 
 
@@ -146,8 +157,12 @@ def _url(kind: str, request: pytest.FixtureRequest) -> str:
 @pytest.fixture(params=[f"{kind}-{face}" for kind in KINDS for face in ("threads", "asyncio")])
 def kit(request: pytest.FixtureRequest, namespace: str) -> Iterator[Kit]:
     kind, face = request.param.split("-")
-    url = _url(kind, request)
-    made = Kit(kind, face, lambda name: make_tier(url, name, SYSTEM_CLOCK), namespace)
+    if kind == "sim":
+        store = SimStore(time.time)
+        made = Kit(kind, face, lambda name: SimTier(store, name), namespace)
+    else:
+        url = _url(kind, request)
+        made = Kit(kind, face, lambda name: make_tier(url, name, SYSTEM_CLOCK), namespace)
     yield made
     for tier in (made.tier, *made.others):
         tier.close()
@@ -168,6 +183,8 @@ def write_raw(kit: Kit, request: pytest.FixtureRequest) -> Callable[[str, bytes]
                 sql = "INSERT OR REPLACE INTO slots (key, header, payload, flags, ends) VALUES (?, ?, ?, 0, NULL)"
                 connection.execute(sql, (physical.encode(), raw, b""))
             connection.close()
+        elif isinstance(kit.tier, SimTier):
+            kit.tier.write_raw(key, raw)
         elif kit.kind.startswith("memcached"):
             import pymemcache
 

@@ -239,6 +239,10 @@ class SimTier(Tier):
     async def clear(self, rt: Runtime) -> None:
         await self._do(rt, [partial(self._kept.clear, self._physical(""), lambda: _nonce(rt))], "clear")
 
+    def write_raw(self, key: str, raw: bytes) -> None:
+        """Puts any bytes under a key, past the protocol."""
+        self._kept.rows[self._physical(key)] = _Row(raw, b"", None)
+
     def close(self) -> None:
         """Nothing is held."""
 
