@@ -30,6 +30,7 @@ from cachewright import (
     InvalidKeyError,
     TierUnavailable,
 )
+from cachewright.core.slot import Lease, Slot, StoredEntry
 from cachewright.integrations.dogpile import CachewrightBackend
 from cachewright.integrations.lease_lock import LeaseLock
 from cachewright.runtime.base import drive
@@ -331,6 +332,20 @@ def test_a_holder_that_lives_keeps_its_lock_past_the_lease(store: str, caches: C
     assert not lock(cache if store == "memory://" else caches(store)).acquire(False)
     held.release()
     assert slot_of(held) is None
+
+
+def test_a_dead_lease_that_the_store_still_holds_is_taken_over(
+    store: str, caches: Callable[..., Cache]
+) -> None:
+    mutex = lock(caches(store))
+    now = int(mutex._rt.now() * 1000)
+    entry = StoredEntry(b"", now, *[now + 60_000] * 3)  # keeps the slot
+    dead = Slot(mutex._rt.new_id(), entry, Lease(mutex._rt.new_id(), now - 600_000, 1000))
+    assert drive(mutex._state.chain.authority.swap_one(mutex._rt, mutex._key, None, dead)).done
+    assert not mutex.locked()
+    assert mutex.acquire(False)
+    assert mutex.locked()
+    mutex.release()
 
 
 def test_a_lock_whose_holder_is_forgotten_becomes_free(store: str, caches: Callable[..., Cache]) -> None:

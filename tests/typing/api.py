@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, assert_type
 
-from cachewright import Cache, CachedFunction, CacheInfo, Entry, Inspection, Retry
+from cachewright import Cache, CachedFunction, CacheInfo, Entry, Inspection, Retry, compat
 
 
 @dataclass
@@ -226,3 +226,53 @@ def classes() -> None:
     assert_type(Shop.by_name(1), str)
     assert_type(cache.get("a", type=Shop), Shop | None)
     assert_type(cache.get("a", 1, type=Shop), Shop | int)
+
+
+# As functools
+
+
+@compat.lru_cache(maxsize=10, typed=True)
+def cube(n: int, *, exact: bool = True) -> int:
+    return n**3
+
+
+@compat.lru_cache
+def halve(n: int) -> float:
+    return n / 2
+
+
+@compat.cache
+def name_of(user: User) -> str:
+    return user.name
+
+
+class Shelf:
+    @compat.lru_cache(maxsize=None)
+    def book(self, number: int) -> str:
+        return ""
+
+    @staticmethod
+    @compat.cache
+    def size(number: int) -> int:
+        return number
+
+
+def as_functools() -> None:
+    assert_type(cube(2, exact=False), int)
+    assert_type(halve(1), float)
+    assert_type(name_of(User(1, "")), str)
+    assert_type(cube.__wrapped__(2), int)
+    assert_type(cube.cache_info(), CacheInfo)
+    assert_type(cube.cache_parameters(), dict[str, Any])
+    assert_type(Shelf().book(1), str)
+    assert_type(Shelf().book.cache_info().hits, int)
+    assert_type(Shelf.book(Shelf(), 1), str)
+    assert_type(Shelf.size(1), int)
+    plain: Callable[[int], float] = halve
+    plain(1)
+    halve.cache_clear()
+
+    cube("2")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+    halve(1, 2)  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
+    Shelf().book("1")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+    compat.lru_cache("2")  # type: ignore[call-overload]  # pyright: ignore[reportCallIssue, reportArgumentType]
