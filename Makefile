@@ -10,7 +10,7 @@ BIN := $(VENV)/bin
 INPUTS := pyproject.toml constraints.txt scripts/make-venv
 
 .DEFAULT_GOAL := help
-.PHONY: help setup servers servers-required tour test test-all check bench soak docs clean
+.PHONY: help setup servers servers-required tour test test-all check bench conformance soak mutants docs clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1 — \2/p' Makefile
@@ -54,8 +54,14 @@ check: $(VENV)/.ready ## lint, format and types
 bench: $(VENV)/.ready servers ## side by side with peers, as ratios of one run
 	@$(BIN)/python -m benchmarks $(ARGS)
 
-soak: $(VENV)/.ready servers-required ## the long-running tests
-	@$(BIN)/python -m pytest -q -m soak --timeout=0 $(ARGS)
+conformance: $(VENV)/.ready servers ## where caching libraries break, as a matrix of probes
+	@$(BIN)/python -m benchmarks.conformance $(ARGS)
+
+soak: $(VENV)/.ready servers-required ## 100,000 simulated runs and the long-running tests (ARGS="--minutes 10")
+	@$(BIN)/python -m tests.soak $(ARGS)
+
+mutants: $(VENV)/.ready ## deliberate faults in the protocol: every one must be caught
+	@$(BIN)/python -m tests.sim.mutants $(ARGS)
 
 docs: $(VENV)/.ready ## check the links of the documentation
 	@$(BIN)/python scripts/check_docs.py

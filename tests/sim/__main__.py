@@ -14,9 +14,9 @@ import time
 from typing import Any
 
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-from tests.sim.scenarios import SCENARIOS
 
 from cachewright.testing.sim import Scenario, explore, minimise
+from tests.sim.scenarios import SCENARIOS
 
 
 def main() -> int:

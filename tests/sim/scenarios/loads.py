@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from random import Random
 
-from tests.sim.scenarios.drawing import CHAINS, clients_of
-
 from cachewright.testing.sim import checks
+from cachewright.testing.sim.network import Faults
 from cachewright.testing.sim.ops import Change, Get, Read, Refresh
 from cachewright.testing.sim.plan import Op, Plan
 from cachewright.testing.sim.scenario import Scenario
+from tests.sim.scenarios.drawing import CHAINS, clients_of
 
 
 class LoadsAndChanges(Scenario):
@@ -31,5 +31,6 @@ class LoadsAndChanges(Scenario):
             chain=random.choice(CHAINS),
             clients=clients_of(random, processes, choices, random.choice((0.0, 0.0, 0.2))),
             processes=processes,
+            network=Faults(slow=random.choice((0.05, 0.3))),
             options={"ttl": 1000},
         )

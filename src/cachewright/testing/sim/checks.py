@@ -4,8 +4,16 @@ from __future__ import annotations
 
 from asyncio import CancelledError
 
-from cachewright.errors import TierUnavailable
+from cachewright.errors import (
+    BufferError,
+    BufferFull,
+    BufferUnavailable,
+    FlushTimeout,
+    LoadTimeout,
+    TierUnavailable,
+)
 from cachewright.testing.sim.history import Call, Load
+from cachewright.testing.sim.network import CALM
 from cachewright.testing.sim.origin import OriginFailed
 from cachewright.testing.sim.play import Run
 from cachewright.testing.sim.seat import NAMESPACE
@@ -52,7 +60,7 @@ def _older(run: Run, *, others: bool) -> list[str]:
                 continue
             if not mine and change.end is not None and read.start < change.end + lag:
                 continue
-            wanted = history.position(change.key, change.value, change.end_steps)
+            wanted = history.made(change.key, change.value, change.steps, change.end_steps)
             if position < wanted:
                 found.append(f"{_who(read)} returned {read.value!r}, older than what {_who(change)} had made")
     return found
@@ -61,7 +69,6 @@ def _older(run: Run, *, others: bool) -> list[str]:
 def one_load_at_a_time(run: Run) -> list[str]:
     """Two live loads of one key never overlap, unless something ended the first one's lease."""
     found = []
-    moments = run.history.disturbances
     loads = sorted(run.history.loads, key=lambda load: load.start)
     for n, first in enumerate(loads):
         for second in loads[n + 1 :]:
@@ -69,13 +76,21 @@ def one_load_at_a_time(run: Run) -> list[str]:
                 break
             if second.key != first.key:
                 continue
-            reasons = [*moments.get("", ()), *moments.get(f"{NAMESPACE}:{first.key}", ())]
-            if not any(first.start - 1.0 <= moment <= second.start for moment in reasons):
+            if not (_lost_its_lease(run, first, second.start) or _lost_its_lease(run, second, second.start)):
                 found.append(
                     f"{first.process} and {second.process} loaded {first.key} at once, "
                     f"at {second.start * 1000:.2f} ms"
                 )
     return found
+
+
+def _lost_its_lease(run: Run, load: Load, by: float) -> bool:
+    """Whether something may have ended the lease of a load between its asking for it and then."""
+    moments = run.history.disturbances
+    asked = run.history.leases.get((load.task, load.key), ())
+    leased = max((time for time in asked if time <= load.start), default=0.0)
+    reasons = [*moments.get("", ()), *moments.get(f"{NAMESPACE}:{load.key}", ())]
+    return any(leased <= moment <= by for moment in reasons)
 
 
 def every_call_ends(run: Run) -> list[str]:
@@ -100,11 +115,42 @@ def nobody_inherits_a_fate(run: Run) -> list[str]:
         elif isinstance(error, TierUnavailable):
             if not strict:
                 found.append(f"{_who(call)} raised {error!r} although the caches serve on")
-        elif not isinstance(error, OriginFailed):
+        elif isinstance(error, LoadTimeout):
+            found += [] if "load_timeout" in run.plan.options else [f"{_who(call)} raised {error!r}"]
+        elif isinstance(error, BufferError):
+            if not _is_the_buffers(run, call, error):
+                found.append(f"{_who(call)} raised {error!r}")
+        elif not isinstance(error, OriginFailed) or _is_not_its_save(run, call):
             found.append(f"{_who(call)} raised {error!r}")
         elif call.kind == "read" and not any(_is_of(call, load) for load in run.history.loads):
             found.append(f"{_who(call)} raised {error!r}, which is no error of a load it took part in")
     return found
+
+
+def _is_the_buffers(run: Run, call: Call, error: BufferError) -> bool:
+    """Whether this error of the buffer belongs to this call."""
+    behind = run.plan.behind
+    lasted = (call.end or 0.0) - call.start
+    if isinstance(error, BufferFull):
+        rule = behind.get("on_full", "block")
+        waited = rule == "block" and lasted >= behind.get("full_timeout", 5.0)
+        most = behind.get("max_dirty", 100_000)
+        together = sum(one.steps == call.steps and one.text == call.text for one in run.history.calls)
+        at_once = rule != "through" and together > most
+        over = len(run.plan.keys) > most
+        return call.kind == "change" and over and (rule == "raise" or waited or at_once)
+    if isinstance(error, FlushTimeout):
+        may_die = "max_attempts" in behind
+        return call.kind == "flush" and (may_die or lasted >= float(call.text.partition("(")[2][:-1]))
+    if not isinstance(error, BufferUnavailable) or run.plan.disk == CALM:
+        return False
+    return call.kind != "read" or any(_is_of(call, load) for load in run.history.failures)
+
+
+def _is_not_its_save(run: Run, call: Call) -> bool:
+    """Behind a buffer, the database's errors are the flusher's, but for what is saved through a full one."""
+    behind = run.plan.writes == "behind" and run.plan.behind.get("on_full") != "through"
+    return behind and call.kind != "read"
 
 
 def _is_of(call: Call, load: Load) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-__all__ = ["Call", "History", "Load", "Note"]
+__all__ = ["Accepted", "Call", "History", "Load", "Note"]
 
 
 class Ticking(Protocol):
@@ -55,14 +55,24 @@ class Call:
 
 @dataclass(slots=True)
 class Load:
-    """One run of a loader."""
+    """One run of a loader, by a task of a process."""
 
     process: str
+    task: str
     key: str
     start: float
     end: float | None = None
     value: Any = None
     error: BaseException | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Accepted:
+    """A state that write-behind took: the step it came in, the value (None: a delete), its sequence."""
+
+    steps: int
+    value: Any
+    sequence: int
 
 
 class History:
@@ -80,6 +90,9 @@ class History:
         self.truth: dict[
             str, list[tuple[int, Any]]
         ] = {}  # by key: all its values, with the step they came in
+        self.accepted: dict[str, list[Accepted]] = {}  # by key: what write-behind took, in its order
+        self.failures: list[Load] = []  # looks into the buffer that failed: errors of whoever loads there
+        self.leases: dict[tuple[str, str], list[float]] = {}  # by task and key: when it asked for the lease
         self.escaped: list[tuple[str, BaseException]] = []
 
     def note(self, who: str, text: str) -> None:
@@ -94,10 +107,35 @@ class History:
         """The key's true value is another one from now on."""
         self.truth.setdefault(key, []).append((self._world.steps, value))
 
+    def accept(self, key: str, value: Any, sequence: int) -> None:
+        """Write-behind has taken this state: it takes the place that its sequence says, whenever that comes out.
+
+        What is saved through a full buffer is told by its save, and may by then stand before a newer state.
+        """
+        states = self.accepted.setdefault(key, [])
+        if any(one.sequence == sequence for one in states):
+            return
+        later = sum(one.sequence > sequence for one in states)
+        states.insert(len(states) - later, Accepted(self._world.steps, value, sequence))
+        truth = self.truth.setdefault(key, [])
+        truth.insert(len(truth) - later, (self._world.steps, value))
+
+    def newest(self, key: str) -> Any:
+        """The key's value after all that was accepted."""
+        return self.truth[key][-1][1]
+
     def position(self, key: str, value: Any, step: int) -> int:
         """Which of the key's values this is, counted up to ``step``; -1: none that it ever had."""
         places = [n for n, (when, one) in enumerate(self.truth.get(key, ())) if one == value and when <= step]
         return max(places, default=-1)
+
+    def made(self, key: str, value: Any, since: int, until: int) -> int:
+        """Which of the key's values a change made between two steps: the first such one; -1: none.
+
+        Deletes all make the same: another's that landed in the same time may not have returned yet.
+        """
+        values = enumerate(self.truth.get(key, ()))
+        return min((n for n, (when, one) in values if one == value and since <= when <= until), default=-1)
 
     def last_step(self, key: str, value: Any) -> int:
         """When the key was given this value for the last time; -1: never."""

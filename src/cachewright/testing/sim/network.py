@@ -73,6 +73,7 @@ class _Request:
     killable: bool
     killed: bool = False
     landed: bool = False
+    given_up: bool = False
 
 
 class Link:
@@ -124,7 +125,8 @@ class Link:
             outcome = await suspend(lambda _: self._send(task, request, fate))
             rt.check()
         finally:
-            if killable and request.landed:
+            request.given_up = not request.landed
+            if request.landed and request in self._open:
                 self._open.remove(request)
         if outcome == "late":
             self._tell(task, f"{text}: no answer in time")
@@ -152,7 +154,8 @@ class Link:
         wake_late = task.waker()
         begun = self.world.time
         deadline = begun + self.timeout
-        way = self._way(task) + (task.random.random() * 0.4 if fate == "slow" else 0.0)
+        slow = (task.random.random() * 0.2, task.random.random() * 0.2) if fate == "slow" else (0.0, 0.0)
+        way = self._way(task) + slow[0]
         arrival = deadline + task.random.random() * 2.0 if fate == "late" else begun + way
         effect = not (fate == "lost" and task.random.random() < 0.5)
         self.world.at(deadline, lambda: wake_late("late"))
@@ -162,7 +165,7 @@ class Link:
             if fate == "after":
                 self.world.at(self.world.time + self._way(task), lambda: wake_late("broken"))
             elif fate != "lost":
-                self.world.at(self.world.time + self._way(task), lambda: wake_late(results))
+                self.world.at(self.world.time + self._way(task) + slow[1], lambda: wake_late(results))
 
         def land(n: int) -> None:
             if request.killed or not self.server.up:
@@ -185,11 +188,10 @@ class Link:
             self.world.at(arrival, lambda: land(0))
 
     def _kill_older(self, request: _Request) -> None:
-        """Whatever of this client has no known outcome is forgotten before its next request is served."""
+        """What this client gave up waiting for is forgotten before its next request is served."""
         for other in self._open:
-            if other is not request and not other.landed:
-                other.killed = True
-        self._open = [other for other in self._open if other is request]
+            other.killed = other.killed or other.given_up
+        self._open = [other for other in self._open if not other.killed]
 
     def _tell(self, task: Task, text: str) -> None:
         self.world.history.note(task.name, f"{self.server.name}: {text}")

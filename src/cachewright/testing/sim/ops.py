@@ -10,6 +10,7 @@ from cachewright.testing.sim.seat import Seat
 __all__ = [
     "Cancelled",
     "Change",
+    "ChangeUnder",
     "ChangeTag",
     "Clear",
     "Delete",
@@ -19,6 +20,7 @@ __all__ = [
     "ReadMany",
     "ReadTagged",
     "Refresh",
+    "RepositoryGet",
     "RepositoryRead",
     "Together",
     "Wait",
@@ -144,6 +146,31 @@ class RepositoryRead(Op):
     async def run(self, seat: Seat, cancelled: bool = False) -> None:
         with seat.call("read", f"repository.get({self.key})", [self.key], cancelled=cancelled) as (call,):
             call.value = await seat.repository.aget(self.key)
+
+
+@dataclass(frozen=True)
+class RepositoryGet(Op):
+    """A ``get`` of a repository's key: the value, if it is there."""
+
+    key: str = "k"
+
+    async def run(self, seat: Seat, cancelled: bool = False) -> None:
+        with seat.call("look", f"get(r:{self.key})", [self.key], cancelled=cancelled) as (call,):
+            call.value = await seat.cache.aget(seat.repository.key_for(self.key))
+
+
+@dataclass(frozen=True)
+class ChangeUnder(Op):
+    """The database is changed without the repository, which is then told: save, ``invalidate``."""
+
+    key: str = "k"
+
+    async def run(self, seat: Seat, cancelled: bool = False) -> None:
+        value = seat.new_value(self.key)
+        text = f"save {self.key} = {value}, then repository.invalidate({self.key})"
+        with seat.call("change", text, [self.key], cancelled=cancelled, value=value):
+            await seat.database.save(seat.rt, self.key, value)
+            await seat.repository.ainvalidate(self.key)
 
 
 @dataclass(frozen=True)

@@ -7,8 +7,10 @@ from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+from cachewright.behind.flusher import Flusher
 from cachewright.behind.types import Write
 from cachewright.cache import Cache
+from cachewright.options import MISSING
 from cachewright.repository import Repository
 from cachewright.testing.sim.buffer import SimBuffer
 from cachewright.testing.sim.history import Call, Load
@@ -19,6 +21,7 @@ from cachewright.testing.sim.setting import Setting
 from cachewright.testing.sim.store import SimServer, SimTier
 from cachewright.testing.sim.world import Process, World, suspend
 from cachewright.tiers.base import Tier
+from cachewright.write_behind import SavingLater
 from cachewright.write_modes import WriteBehind
 
 __all__ = ["NAMESPACE", "Scene", "Seat"]
@@ -38,10 +41,17 @@ class Scene:
         }
         behind = plan.writes == "behind"
         self.origin = SimOrigin(world, is_truth=not behind, ordered=plan.ordered_saver)
+        self.processes: dict[str, Process] = {}
         self.values = 0
         for key in plan.keys:
             value = self.new_value(key)
             self.origin.begin(key, value)
+
+    def is_alive(self, life: str) -> bool:
+        """Whether this life of a process, ``"name/number"``, goes on."""
+        name, _, number = life.partition("/")
+        process = self.processes[name]
+        return process.alive and process.life == int(number)
 
     def new_value(self, key: str) -> str:
         """A value that nobody had before."""
@@ -59,8 +69,10 @@ class Seat:
 
     def __init__(self, scene: Scene, process: Process, chain: tuple[str, ...] | None = None) -> None:
         self.scene, self.process, self.world = scene, process, scene.world
+        scene.processes[process.name] = process
         self.rt = SimRuntime(process)
         plan = scene.plan
+        authority = next((name for name in plan.chain if name != "memory"), "")
         tiers: list[str | Tier] = [
             "memory://"
             if name == "memory"
@@ -70,6 +82,7 @@ class Seat:
                 name=name,
                 like=scene.servers[name].like,
                 link=Link(scene.servers[name], plan.network),
+                on_lease=self._leased if name == authority else lambda key: None,
             )
             for name in chain or plan.chain
         ]
@@ -78,13 +91,25 @@ class Seat:
         self.database = OriginClient(scene.origin, Link(scene.origin, plan.database, timeout=1.0))
         self.repository = self._make_repository()
 
+    def _leased(self, key: str) -> None:
+        """The running task asks the authority for the lease of a key."""
+        self.world.history.leases.setdefault((self.rt.check().name, key), []).append(self.world.time)
+
+    @property
+    def flusher(self) -> Flusher:
+        """Its repository's, where that writes behind."""
+        writer = self.repository._writer
+        assert isinstance(writer, SavingLater), "this run writes otherwise"
+        return writer.flusher
+
     def _make_repository(self) -> Repository[Any, Any]:
         plan, rt = self.scene.plan, self.rt
         buffer: SimBuffer | None = None
         writes: Any = plan.writes
         if plan.writes == "behind":
             disk = Link(SimServer(self.world, "buffer"), plan.disk, timeout=60.0)
-            buffer = SimBuffer(self.scene.scope, rt, disk)
+            bounds = {name: plan.behind[name] for name in ("max_dirty",) if name in plan.behind}
+            buffer = SimBuffer(self.scene.scope, rt, disk, holds=self.scene.is_alive, **bounds)
             writes = WriteBehind(buffer=buffer, **{"max_attempts": 10_000, "backoff_max": 1.0, **plan.behind})
 
         async def load(id: str) -> Any:
@@ -96,8 +121,15 @@ class Seat:
         async def delete(id: str, write: Write) -> None:
             await self.database.save(rt, id, None, write.sequence)
 
+        async def save_many(writes: list[Write]) -> dict[str, Exception]:
+            rows = [(w.id, None if w.value is MISSING else w.value, w.sequence) for w in writes]
+            return await self.database.save_many(rt, rows, plan.saves_many or 0.0)
+
+        savers: dict[str, Any] = {"save": save, "delete": delete}
+        if plan.saves_many is not None:
+            savers |= {"save_many": save_many, "delete_many": save_many}
         made = self.cache.repository(
-            "r", load=load, save=save, delete=delete, writes=writes, ordered_saver=plan.ordered_saver
+            "r", load=load, **savers, writes=writes, ordered_saver=plan.ordered_saver
         )
         if buffer is not None:
             buffer.started = True
@@ -106,7 +138,7 @@ class Seat:
     async def load(self, key: str) -> Any:
         """A loader: the value is read at some moment in its middle."""
         history, random = self.world.history, self.rt.check().random
-        load = Load(self.process.name, key, self.world.time)
+        load = Load(self.process.name, self.rt.check().name, key, self.world.time)
         history.loads.append(load)
         history.note(self.rt.check().name, f"loader of {key} begins")
         try:

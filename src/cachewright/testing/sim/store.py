@@ -168,9 +168,10 @@ class SimTier(Tier):
         name: str = "sim",
         like: str = "redis",
         link: Link | None = None,
+        on_lease: Callable[[str], None] = lambda key: None,
     ) -> None:
         super().__init__(name, namespace)
-        self._kept, self.link = store, link
+        self._kept, self.link, self._on_lease = store, link, on_lease
         self.scannable = self.server_time = like != "memcached"  # type: ignore[misc]
 
     async def _do(
@@ -207,6 +208,8 @@ class SimTier(Tier):
         now = int(rt.now() * 1000)
         steps = []
         for swap in swaps:
+            if swap.new is not None and swap.new.lease is not None and _is_new(swap):
+                self._on_lease(swap.key)
             physical = msgspec.structs.replace(swap, key=self._physical(swap.key))
             life = life_of(swap.new, now) if swap.new is not None else None
             steps.append(partial(self._kept.swap, physical, life))
@@ -249,6 +252,12 @@ class SimTier(Tier):
 
 def _nonce(rt: Runtime) -> bytes:
     return rt.new_id() if rt.name == "sim" else os.urandom(8)
+
+
+def _is_new(swap: Swap) -> bool:
+    """Whether the swap asks for a lease, and does not renew one."""
+    before = swap.expected.lease if swap.expected is not None else None
+    return swap.new is not None and (before is None or before.token != getattr(swap.new.lease, "token", None))
 
 
 def _show(result: Any) -> str:
