@@ -11,11 +11,12 @@ import subprocess
 import sys
 import textwrap
 import threading
+from typing import Any
 
 import pytest
 
 from cachewright.behind import buffers
-from cachewright.behind.buffers import default_buffer_url
+from cachewright.behind.buffers import default_buffer_url, sqlite_file
 from cachewright.behind.buffers.base import NewRecord
 from cachewright.behind.buffers.sqlite import SQLiteBuffer
 from cachewright.errors import BufferFull, BufferUnavailable, ConfigurationError
@@ -276,6 +277,69 @@ def test_one_writer_that_cannot_be_stored_fails_only_itself(counted):
     assert isinstance(outcomes.pop("bad"), Exception)
     assert all(isinstance(value, list) for value in outcomes.values())
     assert set(drive(buffer.read(THREADS, [*outcomes, "bad"]))) == set(outcomes)
+
+
+async def _append(buffer, *keys):
+    await asyncio.gather(*(buffer.append(AIO, [new(key)]) for key in keys))
+
+
+def test_the_writer_thread_ends_with_the_buffer(tmp_path, monkeypatch):
+    monkeypatch.setattr(sqlite_file, "IDLE_SECONDS", 3600)
+    buffer = open_buffer(f"sqlite:///{tmp_path}/x.db", "s")
+    for key in "ab":
+        asyncio.run(_append(buffer, key))
+        thread = buffer._file._thread
+        assert thread is not None
+        buffer.close()
+        thread.join(20)
+        assert not thread.is_alive()
+    assert depth(buffer) == 2
+    buffer.close()
+
+
+def test_work_that_comes_as_the_writer_thread_is_about_to_end_is_done(tmp_path):
+    buffer = open_buffer(f"sqlite:///{tmp_path}/x.db", "s")
+    file: Any = buffer._file
+    job = sqlite_file._Job(lambda connection: "done", threading.Event())
+    real = file._gate
+
+    class Gate:
+        """The thread has found nothing to do. Before it looks once more, somebody queues work and sees it alive."""
+
+        def __enter__(self):
+            file._gate = real
+            file._queue.append(job)
+            file._call_writer()
+            real.acquire()
+
+        def __exit__(self, *_):
+            real.release()
+
+    class Wake(threading.Event):
+        def wait(self, timeout=None):
+            return super().wait(0)
+
+    file._wake, file._gate = Wake(), Gate()
+    file._thread = threading.current_thread()
+    file._write_on(file._wake)
+    assert (job.ended, file._thread) == (True, None)
+    assert job.result == "done"
+    buffer.close()
+
+
+def test_a_writer_thread_that_ends_idle_leaves_no_write_behind(tmp_path, monkeypatch):
+    monkeypatch.setattr(sqlite_file, "IDLE_SECONDS", 0)
+    buffer = open_buffer(f"sqlite:///{tmp_path}/x.db", "s")
+
+    async def main():
+        async with asyncio.timeout(60):  # a write that nobody takes is looked for only every second
+            for n in range(300):
+                await _append(buffer, f"a{n}", f"b{n}")
+
+    asyncio.run(main())
+    assert depth(buffer) == 600
+    _wait_until(lambda: buffer._file._thread is None)
+    buffer.close()
 
 
 def test_a_lone_writer_needs_no_second_thread(tmp_path):

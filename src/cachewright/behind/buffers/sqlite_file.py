@@ -32,6 +32,7 @@ __all__ = ["SQLiteFile", "prepare_path"]
 log = logging.getLogger("cachewright")
 MAX_BATCH = 512
 MAX_IDLE_READERS = 8
+IDLE_SECONDS = 1.0  # after which the writer thread ends
 _LIVE: weakref.WeakSet[SQLiteFile] = weakref.WeakSet()
 _live_lock = threading.Lock()  # held across a fork
 
@@ -115,9 +116,8 @@ class SQLiteFile:
         self._gate = threading.Condition()
         self._readers: list[sqlite3.Connection] = []
         self._generation = 0  # grows when connections in use must not be used again
-        self._reading = 0
-        self._closed_gate = False
-        self._wake = threading.Event()
+        self._reading, self._closed_gate = 0, False
+        self._wake = threading.Event()  # of the writer thread
         self._thread: threading.Thread | None = None
 
     # -- opening ------------------------------------------------------------------------------------------------
@@ -137,17 +137,15 @@ class SQLiteFile:
                 )
                 self._set_up(connection)
                 break
-            except sqlite3.Error as error:
+            except BaseException as error:
                 if connection is not None:
                     connection.close()
+                if not isinstance(error, sqlite3.Error):
+                    raise
                 # switching a new file to WAL answers "locked" at once when two processes do it together
                 if "locked" not in str(error) or time.monotonic() >= deadline:
                     raise self._unavailable(error) from error
                 time.sleep(0.01)
-            except BaseException:
-                if connection is not None:
-                    connection.close()
-                raise
         if not self.opened_before:
             self.opened_before = True
             log.info("write-behind buffer: %s", self.path)
@@ -209,26 +207,31 @@ class SQLiteFile:
                 self._call_writer()
         if job.error is not None:
             raise job.error
-        result: T = job.result
-        return result
+        return job.result  # type: ignore[no-any-return]
 
     def _call_writer(self) -> None:
-        if self._thread is None or not self._thread.is_alive():
-            with self._gate:
-                if self._thread is None or not self._thread.is_alive():
-                    self._thread = threading.Thread(
-                        target=self._write_on, args=(self._wake,), name="cachewright-buffer", daemon=True
-                    )
-                    self._thread.start()
-        self._wake.set()
+        with self._gate:
+            if self._thread is None or not self._thread.is_alive():
+                self._wake = threading.Event()
+                name, args = "cachewright-buffer", (self._wake,)
+                self._thread = threading.Thread(target=self._write_on, args=args, name=name, daemon=True)
+                self._thread.start()
+            self._wake.set()
 
     def _write_on(self, wake: threading.Event) -> None:
         while True:
-            wake.wait()
+            called = wake.wait(IDLE_SECONDS)
             wake.clear()
             while self._queue:
                 with self._turn:
                     self._commit_queued()
+            with self._gate:
+                if self._thread is not threading.current_thread():  # dismissed by a close
+                    return
+                # Who queues work calls the writer after that: this one is found gone, or the work is seen here.
+                if not called and not self._queue:
+                    self._thread = None
+                    return
 
     def _commit_queued(self) -> None:
         batch: list[_Job] = []
@@ -242,9 +245,8 @@ class SQLiteFile:
                     self._commit([job])
         finally:
             for job in batch:
-                if (
-                    not job.ended
-                ):  # an interrupt hit this thread: say so rather than let the others wait for ever
+                # an interrupt hit this thread: say so rather than let the others wait for ever
+                if not job.ended:
                     job.end(None, BufferUnavailable(f"the buffer {self.path}: interrupted, outcome unknown"))
 
     def _commit(self, batch: list[_Job]) -> bool:
@@ -338,7 +340,7 @@ class SQLiteFile:
     # -- ending and forking -------------------------------------------------------------------------------------
 
     def close(self) -> None:
-        """Closes all connections; the next operation opens them again."""
+        """Closes all connections and ends the writer thread; the next operation starts them again."""
         self._hold_still()
         self._let_go()
 
@@ -361,11 +363,11 @@ class SQLiteFile:
         with self._gate:
             readers, self._readers = self._readers, []
             self._generation += 1
-        for connection in readers:
+            self._thread = None
+            self._wake.set()
+        writer, self._writer = self._writer, None
+        for connection in readers if writer is None else [*readers, writer]:
             connection.close()
-        if self._writer is not None:
-            self._writer.close()
-            self._writer = None
 
 
 _still: list[SQLiteFile] = []
