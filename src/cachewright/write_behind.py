@@ -58,12 +58,13 @@ class SavingLater:
         behind = how.behind_options(ordered_saver)
         buffer = _open(how.buffer, namespace, name, behind)
         where: Any = how.flusher
-        notify = None
+        notify = on_close = None
         if where == "celery" or not isinstance(where, str):
             from cachewright.behind.celery import app_for, install
 
             flushing = install(app_for() if where == "celery" else where)
             where, notify = "celery", flushing.hints(namespace, name, engine.state.hub)
+            on_close = flushing.close
         self.flusher = Flusher(
             buffer,
             self.savers,
@@ -74,6 +75,7 @@ class SavingLater:
             events=engine.state.hub,
             where=where,
             notify=notify,
+            on_close=on_close,
         )
         log.info("repository %r writes behind through %s", name, buffer.url)
         self.flusher.resume()

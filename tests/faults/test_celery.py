@@ -7,13 +7,15 @@ import sqlite3
 import subprocess
 import sys
 import textwrap
+import threading
 import time
 from contextlib import closing
 
+import celery
 import psutil
 import pytest
 
-from cachewright import events
+from cachewright import Cache, Repository, WriteBehind, events
 from cachewright.behind.buffers import open_buffer
 from cachewright.behind.buffers.base import NewRecord
 from cachewright.behind.celery import app_for, install, unsafe_settings
@@ -274,6 +276,7 @@ def test_a_worker_that_did_not_import_the_repository_says_so(shop):
     other.sender.put("shop", "order", ["a"], events.Hub())
     desk.wait(lambda: "must import the module" in desk.log(), "the error")
     assert "it knows shop/user" in desk.log()
+    other.close()
 
 
 async def _nothing(rt, keys):
@@ -303,11 +306,26 @@ def test_put_neither_waits_for_a_broker_nor_hears_of_it(tmp_path):
     with pytest.raises(FlushTimeout):
         drive(flusher.flush(THREADS, 0.05))
     buffer.close()
+    flushing.close()
+
+
+def test_a_closed_cache_has_left_the_broker_and_finds_it_again(tmp_path, rabbitmq_server):
+    flushing = install(celery.Celery("closing", broker=rabbitmq_server.url, set_as_current=False))
+    threads = set(threading.enumerate())
+    cache = Cache()
+    how = WriteBehind(flusher=flushing.app, buffer=f"sqlite:///{tmp_path}/x.db")
+    users: Repository[int, str] = cache.repository(
+        "user", lambda _: "v", lambda _, value: None, writes=how, not_saved=[]
+    )
+    for n in (1, 2):
+        users.put(n, "v")
+        cache.close()
+        assert (flushing.sender.sent, flushing.sender.lost) == (n, 0), "what waited was sent before"
+        assert flushing.sender._connection is None
+        assert set(threading.enumerate()) <= threads
 
 
 def test_unsafe_settings_are_named():
-    import celery
-
     app = celery.Celery("x", broker="redis://127.0.0.1:1/0", set_as_current=False)
     app.conf.accept_content = ["json", "pickle"]
     app.conf.task_annotations = {"cachewright.flush": {"acks_late": False, "reject_on_worker_lost": False}}

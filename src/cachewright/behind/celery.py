@@ -130,6 +130,10 @@ class CeleryFlushing:
 
         return notify
 
+    def close(self) -> None:
+        """The ``on_close`` of a `Flusher`. A broker that is slow to answer is waited for two seconds."""
+        self.sender.close(2.0)
+
     # -- in the worker ------------------------------------------------------------------------------------------
 
     def _worker_ready(self, sender: Any = None, **_: Any) -> None:
@@ -174,6 +178,7 @@ class HintSender:
         self._waiting: dict[tuple[str, str], tuple[Hub, dict[str, None]]] = {}
         self._count = 0
         self._thread: threading.Thread | None = None
+        self._closing = False
         self._connection: Any = None
 
     def put(self, namespace: str, repository: str, keys: Sequence[str], events: Hub) -> None:
@@ -192,6 +197,7 @@ class HintSender:
             waiting.update(dict.fromkeys(keys))
             self._count += len(waiting) - before
             self._idle.clear()
+            self._closing = False
             if self._thread is None or not self._thread.is_alive():
                 self._thread = threading.Thread(target=self._run, name="cachewright-hints", daemon=True)
                 self._thread.start()
@@ -201,17 +207,41 @@ class HintSender:
         """Waits until all was sent or lost; False when ``timeout`` seconds passed first."""
         return self._pid != os.getpid() or self._idle.wait(timeout)
 
+    def close(self, timeout: float) -> None:
+        """Has the thread and its connection end once all is sent or lost, and waits for that at most so many seconds.
+
+        A later hint starts them again.
+        """
+        if self._pid != os.getpid():
+            return
+        with self._lock:
+            thread, self._closing = self._thread, True
+        self._wake.set()
+        ends = time.monotonic() + timeout
+        while self._closing and thread is not None and thread.is_alive() and time.monotonic() < ends:
+            thread.join(0.01)  # not longer: a hint of another repository may keep the thread
+
     def _run(self) -> None:
-        while True:
+        while not self._is_over():
             self._wake.wait()
             self._wake.clear()
             with self._lock:
                 waiting, self._waiting, self._count = self._waiting, {}, 0
             for (namespace, repository), (events, keys) in waiting.items():
                 self._send_all(namespace, repository, list(keys), events)
-            with self._lock:
-                if not self._waiting:
-                    self._idle.set()
+
+    def _is_over(self) -> bool:
+        with self._lock:
+            if self._waiting:
+                return False
+            self._idle.set()
+            if not self._closing:
+                return False
+            self._thread = None
+            connection, self._connection = self._connection, None
+        if connection is not None:
+            connection.release()
+        return True
 
     def _send_all(self, namespace: str, repository: str, keys: list[str], events: Hub) -> None:
         for start in range(0, len(keys), _KEYS_A_MESSAGE):

@@ -63,6 +63,7 @@ class Flusher:
         where: ``"background"``: in this process by itself; ``"none"``: only by `flush` and `step`; ``"worker"``,
             ``"celery"``: in other processes, this one only waits.
         notify: told the keys of every accepted write (Celery hints); must neither block nor raise.
+        on_close: called at the end of `close`; it may block for a few seconds.
     """
 
     def __init__(
@@ -77,6 +78,7 @@ class Flusher:
         events: Hub,
         where: Where = "background",
         notify: Callable[[Sequence[str]], None] | None = None,
+        on_close: Callable[[], None] | None = None,
     ) -> None:
         if where == "celery" and savers.is_async:
             raise ConfigurationError(
@@ -86,7 +88,7 @@ class Flusher:
         self.buffer, self.savers = buffer, savers
         self.namespace, self.repository = namespace, repository
         self.options, self.events, self.where = options, events, where
-        self._notify = notify
+        self._notify, self._on_close = notify, on_close
         self._rounds = Rounds(buffer, savers, repository, after_save, options, events)
         self._intake = Intake(buffer, options)
         self._reset()
@@ -291,6 +293,8 @@ class Flusher:
                 break
             await rt.sleep(0.01)
         await rt.offload(self.buffer.close)
+        if self._on_close is not None:
+            await rt.offload(self._on_close)
 
     # -- small things -------------------------------------------------------------------------------------------
 
