@@ -209,7 +209,11 @@ class BeatJob:
             self._job = self._rt.spawn(self._beat, self._name)
 
     async def _beat(self) -> None:
-        self._over = not await self._tick() or self._over
+        go_on = False
+        try:
+            go_on = await self._tick()
+        finally:
+            self._over = self._over or not go_on  # also where it raised: nothing is scheduled any more
         if not self._over:
             self._handle = self._loop.call_later(self._seconds, self._due)
 
