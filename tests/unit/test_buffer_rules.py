@@ -61,10 +61,21 @@ class Desk:
 
 
 @pytest.fixture
-def desk(tmp_path):
-    desk = Desk(tmp_path)
-    yield desk
-    desk.buffer.close()
+def make_desk(tmp_path):
+    made = []
+
+    def make(**bounds):
+        made.append(Desk(tmp_path, **bounds))
+        return made[-1]
+
+    yield make
+    for desk in made:
+        desk.buffer.close()
+
+
+@pytest.fixture
+def desk(make_desk):
+    return make_desk()
 
 
 def test_the_newest_state_of_a_key_wins_and_a_delete_is_a_state(desk):
@@ -299,8 +310,8 @@ def test_taken_over_records_come_alone(desk):
     assert seen == [["a"], ["b"], ["c"], ["d"]]
 
 
-def test_bounds_in_records_and_bytes(tmp_path):
-    desk = Desk(tmp_path, max_dirty=2, max_dirty_bytes=100)
+def test_bounds_in_records_and_bytes(make_desk):
+    desk = make_desk(max_dirty=2, max_dirty_bytes=100)
     desk.put("a", b"x" * 10)
     desk.put("b", b"x" * 10)
     with pytest.raises(BufferFull, match="2 records of at most 2"):
@@ -317,8 +328,8 @@ def test_bounds_in_records_and_bytes(tmp_path):
     assert (desk.stats().dirty, desk.stats().bytes) == (2, 12 + 3)
 
 
-def test_the_count_of_the_bounds_is_what_stands_in_the_file(tmp_path):
-    desk = Desk(tmp_path, max_dirty=3)
+def test_the_count_of_the_bounds_is_what_stands_in_the_file(make_desk):
+    desk = make_desk(max_dirty=3)
     for _ in range(3):
         for key in "abc":
             desk.put(key)
@@ -336,8 +347,8 @@ def test_the_count_of_the_bounds_is_what_stands_in_the_file(tmp_path):
         desk.put("d")
 
 
-def test_repositories_share_a_file_and_nothing_else(tmp_path):
-    one = Desk(tmp_path)
+def test_repositories_share_a_file_and_nothing_else(desk, tmp_path):
+    one = desk  # `other` has the same file, which is closed for both
     other = open_buffer(f"sqlite:///{tmp_path}/buffer.db", "shop/order")
     one.put("a", b"1")
     assert drive(other.read(one.rt, ["a"])) == {}
