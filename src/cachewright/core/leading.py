@@ -246,6 +246,7 @@ class Leading:
     async def _commit(self, held: Held, below: Below | None, loaded: Loaded, marks: dict[str, bytes]) -> None:
         state, rt, plan = self.state, self.rt, self.plan
         if held.is_over():
+            held.stop_heartbeat()
             return
         options = plan.options
         store = options.store_if is None or options.store_if(loaded.value)
