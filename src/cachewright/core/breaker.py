@@ -14,7 +14,7 @@ from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from typing import TypeVar
 
 from cachewright.core.slot import Slot
-from cachewright.errors import TierUnavailable
+from cachewright.errors import TierProtocolError, TierUnavailable
 from cachewright.events import BreakerChanged, Hub, TierFailed
 from cachewright.runtime.base import Job, Runtime
 from cachewright.tiers.base import Generation, Swap, Swapped, Tier
@@ -74,7 +74,17 @@ class Level:
 
     async def swap(self, rt: Runtime, swaps: Sequence[Swap]) -> list[Swapped]:
         """`Tier.swap`."""
-        return await self._guard(rt, "swap", [swap.key for swap in swaps], lambda: self.tier.swap(rt, swaps))
+        keys = [swap.key for swap in swaps]
+        results = await self._guard(rt, "swap", keys, lambda: self.tier.swap(rt, swaps))
+        for swap, swapped in zip(swaps, results, strict=True):
+            if not swapped.done and swap.expected is not None and swapped.current is not None:
+                self._check_refusal(swap.expected, swapped.current)
+        return results
+
+    def _check_refusal(self, expected: Slot, current: Slot) -> None:
+        # Every header that is written has a nonce of its own: this is no race, and would be repeated for ever.
+        if expected.foreign is None and current.foreign is None and expected.nonce == current.nonce:
+            raise TierProtocolError(self.tier.name, "refused to replace just what stands there")
 
     async def swap_one(self, rt: Runtime, key: str, expected: Slot | None, new: Slot | None) -> Swapped:
         """One swap."""

@@ -9,11 +9,18 @@ from typing import Any
 import msgspec
 
 from cachewright.codecs.base import make_context
+from cachewright.core.lease import MAX_REFUSED
 from cachewright.core.read import fresh_entries
 from cachewright.core.slot import NEVER, Slot, StoredEntry
 from cachewright.core.state import State, now_ms
 from cachewright.core.write import drop_lowers
-from cachewright.errors import ConfigurationError, EncodeError, MissingKeyError, TierUnavailable
+from cachewright.errors import (
+    ConfigurationError,
+    EncodeError,
+    MissingKeyError,
+    TierProtocolError,
+    TierUnavailable,
+)
 from cachewright.options import Options
 from cachewright.runtime.base import Runtime
 
@@ -24,7 +31,7 @@ Change = Callable[[Slot | None, StoredEntry | None], Slot | None]
 
 async def _change(state: State, rt: Runtime, key: str, change: Change) -> bool:
     """Swaps ``change(slot, its fresh entry)`` in, again where another was quicker; False where it gave None."""
-    while True:
+    for _ in range(MAX_REFUSED):
         standing, generations = await state.chain.authority.read(rt, (key,), state.tags_of(()))
         slot = standing.get(key)
         entry = (await fresh_entries(state, rt, standing, generations)).get(key)
@@ -43,6 +50,8 @@ async def _change(state: State, rt: Runtime, key: str, change: Change) -> bool:
         if done:
             state.kill_local((key,))
             return True
+    name = state.chain.authority.tier.name
+    raise TierProtocolError(name, f"refused {MAX_REFUSED:,} swaps of {key!r} in a row")
 
 
 async def add(state: State, rt: Runtime, key: str, value: Any, options: Options, tags: Sequence[str]) -> bool:
@@ -78,7 +87,12 @@ async def touch(state: State, rt: Runtime, key: str, ttl: float | None) -> bool:
 
 
 def _window(old_fresh: int, old_end: int, fresh: int) -> int:
-    return NEVER if fresh >= NEVER or old_fresh >= NEVER else fresh + (old_end - old_fresh)
+    # Bounded: what another program wrote may hold any times, and the sum has to fit into the header.
+    if (
+        old_fresh >= NEVER
+    ):  # what never expired had no windows: none is as long as before, and endless ones are not
+        return fresh
+    return min(NEVER, fresh + max(0, old_end - old_fresh))
 
 
 async def incr(state: State, rt: Runtime, key: str, delta: float) -> float:

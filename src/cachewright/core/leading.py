@@ -14,7 +14,7 @@ from msgspec.structs import replace
 
 from cachewright.core import slot as slots
 from cachewright.core.flight import Flight, LoadContext, Outcome, Phase
-from cachewright.core.lease import Held, Watch, lease_life
+from cachewright.core.lease import MAX_REFUSED, Held, Watch, lease_life
 from cachewright.core.levels import Below, commit_down, look_below
 from cachewright.core.loader import Loaded, late_tags_hold, run_loader
 from cachewright.core.slot import NEVER, Blocked, Hit, Slot, StoredEntry, Take, Wait
@@ -77,6 +77,7 @@ class Leading:
         self.state, self.rt, self.plan, self.flight = state, rt, plan, flight
         self.refresh_behind = refresh_behind
         self.watch = Watch()
+        self.refused = 0  # swaps
         self.ticket: Ticket | None = None
         self.generations: Mapping[str, Generation] = {}
         self.stale: Any = MISSING
@@ -142,6 +143,9 @@ class Leading:
                 held = Held(state, state.chain.authority, plan.key, verdict.token, verdict.slot)
                 return _Won(held, verdict.stale, marks)
             slot = swapped.current
+            self.refused += 1
+            if self.refused > MAX_REFUSED:
+                return Blocked()
             if slot is not None and slot.entry is not None and slot.entry.tags:
                 return None  # its tags must be read with it or after it
 

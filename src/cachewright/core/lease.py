@@ -20,9 +20,10 @@ from cachewright.options import Options
 from cachewright.runtime.base import Job, Runtime
 from cachewright.tiers.base import Swap
 
-__all__ = ["Held", "Watch", "abandon_all", "commit_all", "lease_life"]
+__all__ = ["MAX_REFUSED", "Held", "Watch", "abandon_all", "commit_all", "lease_life"]
 
 POLL_FIRST, POLL_LONGEST = 0.005, 0.05
+MAX_REFUSED = 1000  # swaps of one call: a store that refuses more would keep its caller for ever
 TAKEOVER_MARGIN_MS = 500  # hosts' clocks may differ by so much before a living lease is taken for dead
 
 
