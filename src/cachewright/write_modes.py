@@ -9,7 +9,7 @@ from typing import Any
 from cachewright.behind.buffers.base import Buffer
 from cachewright.behind.types import BehindOptions, OnFull
 from cachewright.errors import ConfigurationError
-from cachewright.keys import shorten
+from cachewright.keys import shorten, without_credentials
 from cachewright.options import Seconds
 from cachewright.spelling import did_you_mean
 
@@ -80,7 +80,7 @@ class WriteBehind:
         if isinstance(self.flusher, str) and self.flusher not in FLUSHERS:
             hint = did_you_mean(self.flusher, FLUSHERS)
             raise ConfigurationError(
-                f"flusher={self.flusher!r}: expected one of {', '.join(FLUSHERS)}{hint}, or a Celery app"
+                f"flusher={without_credentials(self.flusher)!r}: expected one of {', '.join(FLUSHERS)}{hint}, or a Celery app"
             )
         buffer: object = self.buffer
         if (
@@ -89,7 +89,7 @@ class WriteBehind:
             and not (isinstance(buffer, str) and "://" in buffer)
         ):
             raise ConfigurationError(
-                f"buffer={shorten(buffer)}: expected sqlite:///path (relative) or sqlite:////path (absolute)"
+                f"buffer={shorten(without_credentials(buffer) if isinstance(buffer, str) else buffer)}: expected sqlite:///path (relative) or sqlite:////path (absolute)"
             )
 
     def behind_options(self, ordered_saver: bool) -> BehindOptions:

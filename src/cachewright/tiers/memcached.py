@@ -26,7 +26,7 @@ from typing import Any, ClassVar, TypeVar
 from cachewright.core import slot as transitions
 from cachewright.core.slot import Slot
 from cachewright.errors import ConfigurationError, TierError, TierProtocolError, TierTimeout, TierUnavailable
-from cachewright.keys import check_namespace, memcached_key, physical_key, shorten
+from cachewright.keys import check_namespace, memcached_key, physical_key, shorten, without_credentials
 from cachewright.runtime.base import Runtime
 from cachewright.tiers import memcached_codec as codec
 from cachewright.tiers.base import Generation, Swap, Swapped, Tier
@@ -81,7 +81,9 @@ class MemcachedTier(Tier):
         if type(timeout) not in (int, float) or not 0 < timeout < math.inf:
             raise ConfigurationError(f"timeout {timeout!r}: it must be a number of seconds above 0")
         if isinstance(servers, str):
-            raise ConfigurationError(f"servers {servers!r}: give a list, such as [('127.0.0.1', 11211)]")
+            raise ConfigurationError(
+                f"servers {without_credentials(servers)!r}: give a list, such as [('127.0.0.1', 11211)]"
+            )
         nodes = [_node(server) for server in servers]
         self.timeout = timeout
         self._max_item = max_item
@@ -311,7 +313,7 @@ def _node(server: object) -> Node:
         if server.startswith("/"):
             return Node(server)
         raise ConfigurationError(
-            f"server {server!r}: give (host, port), or the absolute path of a Unix socket"
+            f"server {without_credentials(server)!r}: give (host, port), or the absolute path of a Unix socket"
         )
     if isinstance(server, (tuple, list)) and len(server) == 2:
         host, port = server

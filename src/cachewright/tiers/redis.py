@@ -220,7 +220,7 @@ class RedisTier(Tier):
     ) -> list[Reply]:
         server = self._server
         replies = await server.execute(rt, commands, deadline, repeatable=repeatable, store=store)
-        missing = missing_scripts(replies)
+        missing = missing_scripts(commands, replies)
         if missing:
             again = [with_source(commands[at]) for at in missing]
             fresh = await server.execute(rt, again, deadline, repeatable=repeatable, store=store)

@@ -106,8 +106,8 @@ def _errors(password: str | None) -> Callable[[str], ReplyError]:
 
     def make(message: str) -> ReplyError:
         code, _, rest = message.partition(" ")
-        # Redirections hold numbers only, which a short password could be among.
-        if secret and code not in ("MOVED", "ASK"):
+        # Redirections hold numbers, which a short password could be among.
+        if secret and (len(secret) == 8 or code not in ("MOVED", "ASK")):
             code = "ERR" if secret in code else code
             rest = rest.partition(secret)[0] + "… (it quotes the password)" if secret in rest else rest
         line = f"{code} {rest}".rstrip()[:_QUOTED]

@@ -140,10 +140,12 @@ def key_bytes(namespace: str, kind: Any, key: str) -> bytes:
     return physical_key(namespace, kind, key).encode()
 
 
-def missing_scripts(replies: Sequence[Reply]) -> list[int]:
+def missing_scripts(commands: Sequence[Command], replies: Sequence[Reply]) -> list[int]:
     """The places in a batch whose script the server did not know, so that nothing was executed there."""
     return [
-        at for at, reply in enumerate(replies) if isinstance(reply, ReplyError) and reply.code == "NOSCRIPT"
+        at
+        for at, reply in enumerate(replies)
+        if isinstance(reply, ReplyError) and reply.code == "NOSCRIPT" and commands[at][0] == "EVALSHA"
     ]
 
 

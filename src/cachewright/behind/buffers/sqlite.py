@@ -165,7 +165,7 @@ class SQLiteBuffer(Buffer):
                 f"SELECT min(max(not_before, deadline)) FROM record WHERE {here} AND token IS NOT NULL",
                 (self.scope,),
             ).fetchone()
-            times = [row[0] for row in (free, claimed) if row and row[0] is not None]
+            times = [Scope.moment(row[0]) for row in (free, claimed) if row and row[0] is not None]
             if hurry and times:
                 window = f"SELECT 1 FROM record WHERE {here} AND token IS NULL AND tries = 0 AND settling = 0 LIMIT 1"
                 times += [0.0] if db.execute(window, (self.scope,)).fetchone() else []
@@ -181,7 +181,7 @@ class SQLiteBuffer(Buffer):
                 "WHERE scope = (SELECT id FROM scope WHERE name = ?) AND state < 2",
                 (self.scope,),
             ).fetchone()
-            return BufferStats(*row)
+            return BufferStats(*map(Scope.moment, row))
 
         return await self._look(rt, work, BufferStats())
 

@@ -77,6 +77,12 @@ ON CONFLICT(scope, key) DO UPDATE SET
 """
 
 
+def _damaged(what: str) -> BufferUnavailable:
+    return BufferUnavailable(
+        f"the buffer holds a damaged record ({what}): move the file away, or delete that row with the sqlite3 program"
+    )
+
+
 def as_record(row: Sequence[Any]) -> Record:
     """One row of `COLUMNS`, which stand in the order of the record's fields.
 
@@ -86,10 +92,7 @@ def as_record(row: Sequence[Any]) -> Record:
     if not all(type(value) in kinds for kinds, value in zip(_KINDS, row, strict=True)) or not (
         0 <= row[2] < len(STATES)
     ):
-        raise BufferUnavailable(
-            f"the buffer holds a damaged record (its key reads {shorten(row[0])}): move the file away, or delete "
-            "that row with the sqlite3 program"
-        )
+        raise _damaged(f"its key reads {shorten(row[0])}")
     fields: list[Any] = list(row)
     fields[2] = STATES[row[2]]
     fields[14:] = map(bool, row[14:])
@@ -114,6 +117,13 @@ class Scope:
             db.execute("INSERT INTO scope(name) VALUES(?)", (name,))
             row = db.execute(ask, (name,)).fetchone()
         return cls(*row)
+
+    @staticmethod
+    def moment(value: Any) -> Any:
+        """A time or a count that SQLite computed of columns; raises `BufferUnavailable` where those held text."""
+        if value is not None and type(value) not in (int, float):
+            raise _damaged(f"a time reads {shorten(value)}")
+        return value
 
     def keep(self, db: sqlite3.Connection) -> None:
         """Writes it back, in the transaction that read it."""
