@@ -82,14 +82,9 @@ def _in_a_process(mutant: Mutant, seeds: int) -> dict[str, Any]:
         check=False,
     )
     seconds = time.monotonic() - begun
-    if done.returncode:
-        # It broke so much that nothing ran: found as well, but say so.
+    if done.returncode:  # a mutant that does not even run shows nothing about the checks
         last = (done.stderr.strip().splitlines() or ["it ended without a word"])[-1]
-        return {
-            "name": mutant.name,
-            "seconds": seconds,
-            "found": {"scenario": "-", "seeds": 0, "violation": last},
-        }
+        return {"name": mutant.name, "seconds": seconds, "found": None, "broken": last}
     return {"name": mutant.name, "seconds": seconds, "found": json.loads(done.stdout)}
 
 
@@ -126,7 +121,7 @@ def main() -> int:
 def _line(result: dict[str, Any]) -> str:
     found = result["found"]
     if found is None:
-        return f"{result['name']:<44} SURVIVED  ({result['seconds']:.0f} s)"
+        return f"{result['name']:<44} {result.get('broken', 'SURVIVED')}  ({result['seconds']:.0f} s)"
     return (
         f"{result['name']:<44} {found['scenario']:<20} {found['seeds']:>6} seeds  {found['violation'][:70]}"
     )
