@@ -339,7 +339,8 @@ def test_a_dead_lease_that_the_store_still_holds_is_taken_over(
 ) -> None:
     mutex = lock(caches(store))
     now = int(mutex._rt.now() * 1000)
-    entry = StoredEntry(b"", now, *[now + 60_000] * 3)  # keeps the slot
+    later = now + 60_000
+    entry = StoredEntry(b"", now, later, later, later)  # keeps the slot
     dead = Slot(mutex._rt.new_id(), entry, Lease(mutex._rt.new_id(), now - 600_000, 1000))
     assert drive(mutex._state.chain.authority.swap_one(mutex._rt, mutex._key, None, dead)).done
     assert not mutex.locked()

@@ -30,7 +30,7 @@ except ImportError as error:
         "Debian and Ubuntu have them in the package libpython3-testsuite, Fedora in python3-test"
     )
 
-DIFFERENCES: dict[str, str] = {}  # none: all of them pass on 3.11, 3.12 and 3.13
+DIFFERENCES: dict[str, tuple[type[Exception], str]] = {}  # none: all of them pass on 3.11, 3.12 and 3.13
 
 # The names of functools that their tests use, ours where there is one.
 FUNCTOOLS = SimpleNamespace(
