@@ -11,6 +11,7 @@ import importlib
 import os
 import random
 import select
+import sys
 import threading
 import unittest
 import weakref
@@ -27,7 +28,7 @@ try:
 except ImportError as error:
     MISSING = (
         f"CPython's own tests are not installed here ({error}): they are part of a Python from python.org or pyenv; "
-        "Debian and Ubuntu have them in the package libpython3-testsuite, Fedora in python3-test"
+        f"Debian and Ubuntu have them in libpython3.{sys.version_info.minor}-testsuite, Fedora in python3-test"
     )
 
 DIFFERENCES: dict[str, tuple[type[Exception], str]] = {}  # none: all of them pass on 3.11, 3.12 and 3.13
