@@ -99,7 +99,7 @@ def make_tier(url: object, namespace: str, clock: Clock, copy: bool = False) -> 
     for name, text in query:
         if name not in known:
             hint = did_you_mean(name, known)
-            shown = "so written" if "@" in name else shorten(name)
+            shown = repr(name) if name.isidentifier() and len(name) <= 40 else "so written"
             raise ConfigurationError(
                 f"{_bare(url)}: {parts.scheme}:// takes no parameter {shown}{hint}; known: {', '.join(known)}"
             )
@@ -133,7 +133,8 @@ def _number(url: str, name: str, text: str, kind: type) -> Any:
         number = -1
     if not 0 <= number < 1e12 or (number == 0 and name != "db"):
         what = "a whole number" if kind is int else "seconds"
-        shown = "…" if "@" in text else shorten(text)  # the rest of another URL, perhaps with its password
+        # Something long, or with more in it than a number, is the rest of another URL, perhaps with its password.
+        shown = repr(text) if len(text) <= 20 and not set(text) & set("@:/?#") else "…"
         raise ConfigurationError(f"{url}: {name}={shown}: expected {what} above 0")
     return number
 

@@ -62,7 +62,7 @@ class WriteBehind:
             broker), a Celery app of your own, ``"worker"`` (another process does it) or ``"none"`` (only `flush` does).
     """
 
-    buffer: str | Buffer | None = None
+    buffer: str | Buffer | None = field(default=None, repr=False)  # a URL may hold a password
     delay: Seconds = 0.0
     batch_size: int = 100
     max_attempts: int = 8
