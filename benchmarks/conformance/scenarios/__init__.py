@@ -1,0 +1,1 @@
+"""One file per scenario: what it does, and how pass is decided."""
