@@ -46,6 +46,8 @@ class SQLiteBuffer(Buffer):
         busy: seconds to wait for another process's transaction.
     """
 
+    _me, _is_dead = staticmethod(this_process), staticmethod(is_dead)  # a simulation has processes of its own
+
     def __init__(
         self,
         path: Path,
@@ -135,7 +137,7 @@ class SQLiteBuffer(Buffer):
                 "INSERT INTO record(scope, key, id, state, codec, codec_flags, sequence, size, first_dirty, "
                 "not_before, token, deadline, claimed, holder) VALUES(?, ?, x'', 2, 0, 0, ?, 0, ?, ?, ?, ?, ?, ?) "
                 "ON CONFLICT DO NOTHING",
-                (scope.id, key, sequence, now, now, token, now + life, now, this_process()),
+                (scope.id, key, sequence, now, now, token, now + life, now, self._me()),
             )
             scope.keep(db)
             return sequence if done.rowcount else None
@@ -221,7 +223,7 @@ class SQLiteBuffer(Buffer):
                     "token = ?, deadline = ?, claimed = ?, holder = ? WHERE scope = ? AND key = ?",
                     (
                         f"its flusher {record.holder} died or paused while saving it",
-                        token, now + life, now, this_process(), scope.id, record.key,
+                        token, now + life, now, self._me(), scope.id, record.key,
                     ),
                 )  # fmt: skip
             return self._select(db, "token = ? ORDER BY not_before", token)
@@ -250,7 +252,7 @@ class SQLiteBuffer(Buffer):
             "(SELECT id FROM scope WHERE name = ?)",
             (self.scope,),
         ).fetchall()
-        dead = [holder for (holder,) in holders if is_dead(holder)]
+        dead = [holder for (holder,) in holders if self._is_dead(holder)]
         return self._select(
             db,
             f"{condition} AND token IS NOT NULL AND (deadline <= ? OR holder IN ({marks(dead)})) "
@@ -260,10 +262,8 @@ class SQLiteBuffer(Buffer):
 
     async def renew(self, rt: Runtime, token: bytes, life: float) -> int:
         def work(db: sqlite3.Connection) -> int:
-            return db.execute(
-                "UPDATE record SET deadline = ? WHERE scope = ? AND token = ?",
-                (rt.now() + life, self._scope(db).id, token),
-            ).rowcount
+            renewal = "UPDATE record SET deadline = ? WHERE scope = ? AND token = ?"
+            return db.execute(renewal, (rt.now() + life, self._scope(db).id, token)).rowcount
 
         return await self._file.write(rt, work)
 
@@ -376,9 +376,8 @@ class SQLiteBuffer(Buffer):
             )
             if not found:
                 raise NotDirtyError(f"no {kind} of the key {key!r} in {self.url} ({self.scope})")
-            size = db.execute(
-                "SELECT size FROM record WHERE scope = ? AND key = ?", (scope.id, key)
-            ).fetchone()[0]
+            ask = "SELECT size FROM record WHERE scope = ? AND key = ?"
+            size = db.execute(ask, (scope.id, key)).fetchone()[0]
             db.execute("DELETE FROM record WHERE scope = ? AND key = ?", (scope.id, key))
             scope.records -= 1
             scope.bytes -= size

@@ -22,6 +22,7 @@ from cachewright.behind.buffers.sqlite import SQLiteBuffer
 from cachewright.errors import BufferUnavailable
 from cachewright.runtime.base import Runtime, drive
 from cachewright.runtime.threads import ThreadRuntime
+from cachewright.testing.sim.history import Load
 from cachewright.testing.sim.network import Broken, Late, Link
 from cachewright.testing.sim.runtime import SimRuntime
 
@@ -47,10 +48,23 @@ def new_scope() -> str:
 
 
 class SimBuffer(Buffer):
-    """One process's way to the buffer."""
+    """One process's way to the buffer.
 
-    def __init__(self, scope: str, rt: SimRuntime, link: Link, **bounds: Any) -> None:
+    Args:
+        scope: the run's.
+        rt: the process's runtime.
+        link: to the disk.
+        holds: whether the holder of a claim, ``"process/life"``, is still alive.
+        **bounds: of the buffer.
+    """
+
+    def __init__(
+        self, scope: str, rt: SimRuntime, link: Link, *, holds: Callable[[str], bool], **bounds: Any
+    ) -> None:
         self._real = SQLiteBuffer(_folder() / "buffer.db", scope, synchronous="NORMAL", **bounds)
+        name = f"{rt.process.name}/{rt.process.life}"
+        self._real._me = lambda: name
+        self._real._is_dead = lambda holder: not holds(holder)
         self._link, self._rt = link, rt
         self._inline = ThreadRuntime(rt.process)
         self._inline.new_id = rt.new_id  # type: ignore[method-assign]
@@ -69,7 +83,7 @@ class SimBuffer(Buffer):
                 return None, error
 
         try:
-            ((result, error),) = await self._link.exchange(self._rt, [step], text=text)
+            ((result, error),) = await self._link.exchange(self._rt, [step], text=text, show=_words)
         except (Broken, Late) as broken:
             raise BufferUnavailable(str(broken)) from None
         if error is not None:
@@ -81,9 +95,9 @@ class SimBuffer(Buffer):
     ) -> list[int]:
         async def work() -> list[int]:
             sequences = await self._real.append(self._inline, records, delay=delay, overflow=overflow)
-            for record in records:
+            for record, sequence in zip(records, sequences, strict=True):
                 value = None if record.payload is None else msgspec.msgpack.decode(record.payload)
-                self._rt.world.history.became(msgspec.msgpack.decode(record.id), value)
+                self._rt.world.history.accept(msgspec.msgpack.decode(record.id), value, sequence)
             return sequences
 
         return await self._do(f"append {' '.join(r.key for r in records)}", work)
@@ -92,7 +106,16 @@ class SimBuffer(Buffer):
         return await self._do(f"hold {key}", lambda: self._real.hold(self._inline, key, token, life))
 
     async def read(self, rt: Runtime, keys: Sequence[str]) -> dict[str, Record]:
-        return await self._do(f"look at {' '.join(keys)}", lambda: self._real.read(self._inline, keys))
+        begun = self._rt.world.time
+        try:
+            return await self._do(f"look at {' '.join(keys)}", lambda: self._real.read(self._inline, keys))
+        except BufferUnavailable as error:
+            history, process = self._rt.world.history, self._rt.process.name
+            task = self._rt.check().name
+            for key in keys:
+                name = key.partition(":")[2]
+                history.failures.append(Load(process, task, name, begun, self._rt.world.time, error=error))
+            raise
 
     async def claim(
         self,
@@ -141,5 +164,34 @@ class SimBuffer(Buffer):
             f"discard {key}", lambda: self._real.discard(self._inline, key, dead_only=dead_only)
         )
 
+    # After a run, from outside
+
+    def is_clean(self) -> bool:
+        """Whether nothing is dirty, settling or held; dead letters may be there."""
+        return drive(self._real.next_due(self._inline)) is None
+
+    def contents(self) -> list[Record]:
+        """All records, dead letters too."""
+        real, rt = self._real, self._inline
+        return drive(real.records(rt)) + drive(real.records(rt, dead=True))
+
     def close(self) -> None:
         """The file is shared by all processes of the simulation, and stays open."""
+
+
+def _words(answer: tuple[Any, Exception | None]) -> str:
+    """An answer in a few words."""
+    result, error = answer
+    if error is not None:
+        return type(error).__name__
+    if isinstance(result, dict):
+        result = list(result.values())
+    if isinstance(result, list) and result and isinstance(result[0], Record):
+        return ", ".join(_of(record) for record in result)
+    return str(result)
+
+
+def _of(record: Record) -> str:
+    state = record.state if record.payload is None else msgspec.msgpack.decode(record.payload)
+    marks = [mark for mark in ("suspect", "settling", "dead") if getattr(record, mark)]
+    return " ".join([record.key, str(state), f"#{record.sequence % 10**9}", *marks])

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-__all__ = ["Accepted", "Call", "History", "Load", "Note"]
+__all__ = ["Accepted", "Call", "Firing", "History", "Load", "Note"]
 
 
 class Ticking(Protocol):
@@ -75,6 +75,27 @@ class Accepted:
     sequence: int
 
 
+@dataclass(slots=True)
+class Firing:
+    """How one firing of a schedule was decided.
+
+    Attributes:
+        process, key: whose, and of what.
+        due: the run, in µs of the wall clock.
+        time, steps: when it was decided.
+        mine: this process was to do the run; otherwise it found it done.
+        finished: when it had written down that the run was done.
+    """
+
+    process: str
+    key: str
+    due: int
+    time: float
+    steps: int
+    mine: bool
+    finished: float | None = None
+
+
 class History:
     """The record of one run."""
 
@@ -91,13 +112,17 @@ class History:
             str, list[tuple[int, Any]]
         ] = {}  # by key: all its values, with the step they came in
         self.accepted: dict[str, list[Accepted]] = {}  # by key: what write-behind took, in its order
+        self.drops: dict[
+            str, list[tuple[float, int]]
+        ] = {}  # by key: times and steps at which tiers dropped it
         self.failures: list[Load] = []  # looks into the buffer that failed: errors of whoever loads there
         self.leases: dict[tuple[str, str], list[float]] = {}  # by task and key: when it asked for the lease
+        self.firings: list[Firing] = []
         self.escaped: list[tuple[str, BaseException]] = []
 
     def note(self, who: str, text: str) -> None:
         """One more line."""
-        self.notes.append(Note(self._world.time, who, text))
+        self.notes.append(Note(self._world.time, who, text.replace("\0", "°")))  # a name of ours, printable
 
     def disturb(self, key: str) -> None:
         """From now on another load of the key may be right: a drop, a write, an eviction, a pause."""
@@ -106,6 +131,10 @@ class History:
     def became(self, key: str, value: Any) -> None:
         """The key's true value is another one from now on."""
         self.truth.setdefault(key, []).append((self._world.steps, value))
+
+    def drop(self, key: str) -> None:
+        """A tier dropped the key."""
+        self.drops.setdefault(key, []).append((self._world.time, self._world.steps))
 
     def accept(self, key: str, value: Any, sequence: int) -> None:
         """Write-behind has taken this state: it takes the place that its sequence says, whenever that comes out.

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from cachewright.errors import NotSaved
@@ -9,7 +12,7 @@ from cachewright.testing.sim.network import Broken, Late, Link, Server
 from cachewright.testing.sim.runtime import SimRuntime
 from cachewright.testing.sim.world import World
 
-__all__ = ["OriginFailed", "OriginRefused", "SimOrigin"]
+__all__ = ["OriginFailed", "OriginRefused", "Saved", "SimOrigin"]
 
 
 class OriginFailed(Exception):
@@ -18,6 +21,17 @@ class OriginFailed(Exception):
 
 class OriginRefused(OriginFailed, NotSaved):
     """The database was not reached: it certainly saved nothing."""
+
+
+@dataclass(frozen=True, slots=True)
+class Saved:
+    """One save as it landed."""
+
+    time: float
+    steps: int
+    key: str
+    value: Any
+    sequence: int
 
 
 class SimOrigin(Server):
@@ -34,7 +48,7 @@ class SimOrigin(Server):
         self.is_truth, self.ordered = is_truth, ordered
         self.values: dict[str, Any] = {}
         self.sequences: dict[str, int] = {}
-        self.saves: list[tuple[float, str, Any, int]] = []
+        self.saves: list[Saved] = []
 
     def begin(self, key: str, value: Any) -> None:
         """What stands at the beginning."""
@@ -47,9 +61,11 @@ class SimOrigin(Server):
             return
         self.sequences[key] = sequence
         self.values[key] = value
-        self.saves.append((self.world.time, key, value, sequence))
+        self.saves.append(Saved(self.world.time, self.world.steps, key, value, sequence))
         if self.is_truth:
             self.world.history.became(key, value)
+        else:
+            self.world.history.accept(key, value, sequence)  # news only where it went past a full buffer
 
 
 class OriginClient:
@@ -78,9 +94,41 @@ class OriginClient:
             OriginRefused: it was certainly not saved.
             OriginFailed: nobody knows.
         """
-        effect = lambda: self.origin.save(key, value, sequence)  # noqa: E731
+        await self._save(rt, [lambda: self.origin.save(key, value, sequence)], f"save {key} = {value}")
+
+    async def save_many(
+        self, rt: SimRuntime, rows: Sequence[tuple[str, Any, int]], failing: float
+    ) -> dict[str, Exception]:
+        """Saves rows of key, value and sequence in one trip; those that failed by themselves, and how.
+
+        Args:
+            rt: the caller's runtime.
+            rows: what to save.
+            failing: how likely a row is to fail by itself; half of these say that nothing was changed, and of the
+                others half were saved all the same.
+
+        Raises:
+            OriginRefused, OriginFailed: as `save`, for all.
+        """
+        task = rt.check()
+        failed: dict[str, Exception] = {}
+        steps = []
+        for key, value, sequence in rows:
+            luck = task.random.random()
+            if luck < failing and task.fault(f"row {key}"):
+                certain = luck < failing / 2
+                failed[key] = (OriginRefused if certain else OriginFailed)("the row was refused")
+                if certain or luck < failing * 0.75:
+                    continue
+            steps.append(partial(self.origin.save, key, value, sequence))
+        text = ", ".join(f"{key} = {value}" for key, value, _ in rows)
+        # One that does nothing: also a batch of which nothing is saved travels.
+        await self._save(rt, [*steps, lambda: None], f"save many: {text}")
+        return failed
+
+    async def _save(self, rt: SimRuntime, effects: Sequence[Callable[[], Any]], text: str) -> None:
         try:
-            await self._link.exchange(rt, [effect], text=f"save {key} = {value}")
+            await self._link.exchange(rt, effects, text=text)
         except Broken as error:
             raise (OriginFailed if error.sent else OriginRefused)(str(error)) from None
         except Late as error:

@@ -8,7 +8,8 @@ from collections.abc import Coroutine, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from cachewright.testing.sim.buffer import new_scope
+from cachewright.behind.buffers.base import Record
+from cachewright.testing.sim.buffer import SimBuffer, new_scope
 from cachewright.testing.sim.history import History
 from cachewright.testing.sim.plan import Client, Disaster, Plan
 from cachewright.testing.sim.seat import Scene, Seat
@@ -17,6 +18,7 @@ from cachewright.testing.sim.world import Dead, Process, Task, World
 __all__ = ["Run", "play"]
 
 MAX_STEPS = 60_000
+LANDED = 4.0  # virtual seconds after which nothing that was sent before is still under way
 
 
 class Run:
@@ -27,6 +29,8 @@ class Run:
         history: what happened.
         hung: whether a call did not end although time and steps were plenty.
         looks: after all was quiet: what each process, and each part of the chain, had for each key.
+        reads: the same for reads of a repository that writes behind.
+        left: what its buffer still held.
         scene: servers and database as they stood in the end.
     """
 
@@ -43,6 +47,8 @@ class Run:
         self.drivers = [_Driver(self, n, client) for n, client in enumerate(plan.clients)]
         self.hung = False
         self.looks: list[tuple[str, str, Any]] = []
+        self.reads: list[tuple[str, str, Any]] = []
+        self.left: list[Record] = []
         self._snapshots: list[tuple[float, str, Any]] = []
 
     # The way of a run
@@ -133,7 +139,26 @@ class Run:
         for process in self.processes:
             self._revive(process)
         self.history.note("", "══ no more faults")
-        self.world.run(self.world.time + self.plan.quiet, lambda: False, self.world.steps + MAX_STEPS)
+        if self.plan.writes == "behind":
+            self._wait_for_flushers()
+        else:
+            self.world.run(self.world.time + self.plan.quiet, lambda: False, self.world.steps + MAX_STEPS)
+
+    def _wait_for_flushers(self) -> None:
+        """Until nothing is dirty, and a little longer: what still lands after that may not undo it."""
+        for process in self.processes:
+            # Where a repository was closed and nobody has used it since, this is the next one that opens it.
+            self.spawn(process, _start_flusher(self.seats[process.name]), "start")
+        world, buffer = self.world, self.seats[self.processes[0].name].flusher.buffer
+        assert isinstance(buffer, SimBuffer)
+        ends = world.time + self.plan.quiet
+        while True:
+            world.run(world.time + 1.0, lambda: False, world.steps + MAX_STEPS)
+            awake = all(process.paused_until <= world.time for process in self.processes)
+            if (awake and buffer.is_clean()) or world.time > ends:
+                break
+        world.run(world.time + LANDED, lambda: False, world.steps + MAX_STEPS)
+        self.left = buffer.contents()
 
     def _look_once_more(self) -> None:
         for process in self.processes:
@@ -177,8 +202,7 @@ class _Driver:
 
 
 async def _start_flusher(seat: Seat) -> None:
-    writer: Any = seat.repository._writer
-    writer.flusher.start(seat.rt)
+    seat.flusher.start(seat.rt)
 
 
 async def _look(run: Run, seat: Seat, who: str) -> None:
@@ -187,6 +211,9 @@ async def _look(run: Run, seat: Seat, who: str) -> None:
             value = await seat.cache.aget(name)
             if value is not None:
                 run.looks.append((who, key, value))
+    if run.plan.writes == "behind":
+        for key in run.plan.keys:
+            run.reads.append((who, key, await seat.repository.aget(key)))
 
 
 @contextmanager

@@ -28,6 +28,7 @@ class Setting:
         options: of the caches.
         behind: options of write-behind.
         ordered_saver: the database refuses older sequences, and says so.
+        saves_many: many writes are saved in one trip, and each fails by itself with this chance; None: one by one.
         horizon: virtual seconds in which every call must have ended.
         quiet: virtual seconds without faults before the last look.
     """
@@ -43,5 +44,6 @@ class Setting:
     options: Mapping[str, Any] = field(default_factory=dict)
     behind: Mapping[str, Any] = field(default_factory=dict)
     ordered_saver: bool = False
+    saves_many: float | None = None
     horizon: float = 120.0
     quiet: float = 40.0

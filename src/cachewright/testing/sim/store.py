@@ -37,10 +37,16 @@ class SimStore:
     Args:
         now: its own wall clock, in seconds; it alone lets rows expire.
         disturbed: told the keys whose lease may have gone, for a reason other than the load's own.
+        dropped: told the keys that are dropped.
     """
 
-    def __init__(self, now: Callable[[], float], disturbed: Callable[[str], None] = lambda key: None) -> None:
-        self.now, self._disturbed = now, disturbed
+    def __init__(
+        self,
+        now: Callable[[], float],
+        disturbed: Callable[[str], None] = lambda key: None,
+        dropped: Callable[[str], None] = lambda key: None,
+    ) -> None:
+        self.now, self._disturbed, self._dropped = now, disturbed, dropped
         self.rows: dict[str, _Row] = {}
         self.generations: dict[str, Generation] = {}
 
@@ -79,6 +85,7 @@ class SimStore:
     def drop(self, key: str, nonce: bytes) -> bool:
         """See `Tier.drop`."""
         self._disturbed(key)
+        self._dropped(key)
         slot = self.get(key)
         if slot is None:
             return False
@@ -152,7 +159,8 @@ class SimServer(Server):
     def __init__(self, world: World, name: str, like: str = "redis", skew: float = 0.0) -> None:
         super().__init__(world, name)
         self.like = like
-        self.store = SimStore(lambda: EPOCH + world.time + skew, world.history.disturb)
+        history = world.history
+        self.store = SimStore(lambda: EPOCH + world.time + skew, history.disturb, history.drop)
 
 
 class SimTier(Tier):
