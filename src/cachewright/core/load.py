@@ -13,6 +13,7 @@ from cachewright.core.flight import (
     Flight,
     Joined,
     Outcome,
+    Phase,
     check_recursion,
     current_load,
 )
@@ -36,20 +37,27 @@ async def get_or_load(state: State, rt: Runtime, plan: Plan) -> Any:
         RecursiveLoadError: the loader of this key asked for it.
         Exception: whatever the loader raised, where no stale value may be used.
     """
+    started = rt.monotonic()  # the timeouts count from here, however often this caller has to begin anew
     # One who cannot use a flight's result goes round again; the third time alone, so that nobody starves.
-    for _ in range(2):
-        flight, joined, waiter = state.flights.join(state, plan.key, rt, forced=plan.forced)
+    for turn in range(3):
+        if turn < 2:
+            flight, joined, waiter = state.flights.join(state, plan.key, rt, forced=plan.forced)
+        else:
+            check_recursion(current_load(), state, plan.key)
+            flight, joined, waiter = Flight(plan.forced), (Phase.STARTED, 0), None
+        leads = waiter is None
         if waiter is None:
             if not plan.options.background:
                 return await _lead(state, rt, plan, flight)
             waiter = rt.waiter()
             flight.waiters.append(waiter)
             _lead_behind(state, rt, plan, flight)
-        value = await _follow(state, rt, plan, flight, joined, waiter)
+        value = await _follow(state, rt, plan, flight, joined, waiter, started)
         if value is not MISSING:
             return value
-    check_recursion(current_load(), state, plan.key)
-    return await _lead(state, rt, plan, Flight(plan.forced))
+        if leads and flight.outcome is not Outcome.HANDED_ON:
+            return flight.value  # a loader of many keys left this one out
+    return await _lead(state, rt, plan, Flight(plan.forced))  # what leads behind the caller is being stopped
 
 
 def refresh_behind(state: State, rt: Runtime, plan: Plan) -> None:
@@ -103,10 +111,9 @@ async def _lead(state: State, rt: Runtime, plan: Plan, flight: Flight) -> Any:
 
 
 async def _follow(
-    state: State, rt: Runtime, plan: Plan, flight: Flight, joined: Joined, waiter: Waiter
+    state: State, rt: Runtime, plan: Plan, flight: Flight, joined: Joined, waiter: Waiter, started: float
 ) -> Any:
     """Waits for a flight; its value, or `MISSING` where this caller must not take it."""
-    started = rt.monotonic()
     soft, hard = plan.options.soft_timeout, plan.options.load_timeout
     try:
         while flight.outcome is None:
