@@ -310,12 +310,19 @@ async def _finish(
     """Commits, or after a save that changed nothing takes the intents out; memory dies either way."""
     writing.over = True
     keys = [one.key for one in writing.keys]
+    # Where no intent was confirmed a replay may have come before the save, and a load of the old value after it: the
+    # tier has to hear of the key once more, also if this caller is cancelled here.
+    unguarded = [one.key for one in writing.keys if not (one.confirmed or failed)]
+    if unguarded:
+        state.chain.authority.missed(rt, unguarded)
     below = None if failed else await drop_lowers(state, rt, keys)
     error: TierError | None = below
     todo = writing.keys
     try:
         while todo:
             todo = await _finish_round(state, rt, todo, entries, failed)
+        if unguarded:
+            await state.chain.authority.drop(rt, unguarded)
     except TierError as caught:
         # The intents end by themselves; until then nothing is stored under them.
         state.chain.authority.missed(rt, [one.key for one in todo])
