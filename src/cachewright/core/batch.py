@@ -71,7 +71,7 @@ class _Batch:
         self.stale: dict[str, StoredEntry] = {}  # what may answer where a load fails
         self.flights: dict[str, Flight] = {}
         self.tickets: dict[str, Ticket | None] = {}
-        self.sent: dict[str, float] = {}  # when the commit of each key was sent
+        self.since: dict[str, float | None] = {}  # see `Held.known_since`
         self.unreachable = False
 
     async def read(self, keys: list[str]) -> None:
@@ -159,7 +159,8 @@ class _Batch:
             value = self.values[lease.key] = below[lease.key].value
             self.state.stats.hits += 1
             if took:
-                self.state.fill(self.rt, self.tickets[lease.key], value, entry, self.options, lease.sent)
+                seen = lease.known_since(entry)
+                self.state.fill(self.rt, self.tickets[lease.key], value, entry, self.options, seen)
             self._finish(lease.key, Outcome.FOUND, value)
 
     async def _load(
@@ -178,19 +179,19 @@ class _Batch:
         try:
             loaded = await run_loader(state, rt, lambda: self.loader(keys), context)
         except Exception as error:
+            # Who comes while the leases are given back has nothing to do with a load that failed before.
+            self._close(keys)
             answered = [await self._failed(key, error, held) for key in keys]
             await self._down(below, {})
             if not all(answered):
                 raise
             return
-        for key in keys:
-            if key in self.flights:
-                state.flights.close(key, self.flights[key])
+        self._close(keys)
         found = _mapping(loaded.value)
         entries = self._entries(found, list(held), marks, loaded.seconds)
         pairs = [(held[key], entry) for key, entry in entries.items()]
         taken = await commit_all(rt, pairs)
-        self.sent = {lease.key: lease.sent for lease, _ in pairs}
+        self.since = {lease.key: lease.known_since(entry) for lease, entry in pairs}
         stored = {lease.key: entry for (lease, entry), took in zip(pairs, taken, strict=True) if took}
         await self._down(below, stored)
         for key in keys:
@@ -207,6 +208,12 @@ class _Batch:
             if key in self.flights:
                 self.flights[key].spoiled = spoiled
             self._answer(key, found, stored.get(key), key in confirmed)
+
+    def _close(self, keys: list[str]) -> None:
+        """No further joiners from here on."""
+        for key in keys:
+            if key in self.flights:
+                self.state.flights.close(key, self.flights[key])
 
     async def _failed(self, key: str, error: Exception, held: dict[str, Held]) -> bool:
         """A key's load failed: True where its stale value answers, and the failure is remembered beside it."""
@@ -256,7 +263,7 @@ class _Batch:
         if value is not ABSENT:
             self.values[key] = value
             if entry is not None:
-                state.fill(self.rt, self.tickets[key], value, entry, self.options, self.sent.get(key))
+                state.fill(self.rt, self.tickets[key], value, entry, self.options, self.since.get(key))
             else:
                 state.stats.lost_leases += not confirmed
                 if not confirmed:

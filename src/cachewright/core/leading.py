@@ -138,9 +138,10 @@ class Leading:
             # First the generations, then the lease, then everything below: what decides whether the value may
             # be stored must come before the value is read.
             marks = await state.capture(rt, state.tags_of(plan.tags), self.generations)
-            swapped = await state.chain.authority.swap_one(rt, plan.key, slot, verdict.slot)
+            new = slots.begin_lease(verdict.slot, now=now_ms(rt))
+            swapped = await state.chain.authority.swap_one(rt, plan.key, slot, new)
             if swapped.done:
-                held = Held(state, state.chain.authority, plan.key, verdict.token, verdict.slot)
+                held = Held(state, state.chain.authority, plan.key, verdict.token, new)
                 return _Won(held, verdict.stale, marks)
             slot = swapped.current
             self.refused += 1
@@ -244,7 +245,7 @@ class Leading:
         taken = await held.commit(rt, entry)
         await commit_down(rt, below, entry if taken else None)
         if taken:
-            state.fill(rt, self.ticket, below.value, entry, self.plan.options, held.sent)
+            state.fill(rt, self.ticket, below.value, entry, self.plan.options, held.known_since(entry))
         return Outcome.FOUND, below.value
 
     async def _commit(self, held: Held, below: Below | None, loaded: Loaded, marks: dict[str, bytes]) -> None:
@@ -272,7 +273,7 @@ class Leading:
             await commit_down(rt, below, entry if taken else None)
             state.hub.emit(LoadedEvent(plan.key, loaded.seconds, taken))
             if taken:
-                state.fill(rt, self.ticket, loaded.value, entry, options, held.sent)
+                state.fill(rt, self.ticket, loaded.value, entry, options, held.known_since(entry))
             else:
                 state.stats.lost_leases += 1
                 state.hub.emit(LeaseLost(plan.key))

@@ -59,6 +59,14 @@ class Held:
             self._beat.cancel()
             self._beat = None
 
+    def known_since(self, entry: StoredEntry) -> float | None:
+        """From when memory counts the life of what was committed; None: from before the read that found no entry.
+
+        The commit shows that nobody changed the key. It says nothing of tags: one that another process has changed
+        while the loader ran makes the entry invalid in its tier, and is not heard of here.
+        """
+        return None if entry.tags else self.sent
+
     def is_over(self) -> bool:
         """The cache was closed since: nothing is sent any more, and the lease dies by its life."""
         return self.state.closings != self._closings

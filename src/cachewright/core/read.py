@@ -93,7 +93,8 @@ async def _from_below(
         taken = await commit_all(rt, leased)
         for (lease, entry), took in zip(leased, taken, strict=True):
             if took:
-                state.fill(rt, tickets[lease.key], values[lease.key], entry, options, lease.sent)
+                seen = lease.known_since(entry)
+                state.fill(rt, tickets[lease.key], values[lease.key], entry, options, seen)
     finally:
         await abandon_all(rt, list(held.values()))
     return values

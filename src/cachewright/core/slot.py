@@ -51,6 +51,7 @@ __all__ = [
     "Take",
     "Wait",
     "abandon",
+    "begin_lease",
     "begin_load",
     "begin_write",
     "commit_load",
@@ -143,6 +144,17 @@ def begin_load(
         token,
         stale,
     )
+
+
+def begin_lease(slot: Slot, *, now: int) -> Slot:
+    """The slot of a `Take` with its lease's life counted from ``now``.
+
+    Between the verdict and the swap lies a round trip where tags have to be created: a lease that is shorter than a
+    slow answer would be over before its first renewal.
+    """
+    assert slot.lease is not None
+    lease = slot.lease
+    return msgspec.structs.replace(slot, lease=Lease(lease.token, now + lease.life, lease.life))
 
 
 def commit_load(slot: Slot | None, token: bytes, entry: StoredEntry, *, nonce: bytes) -> Slot | None:
