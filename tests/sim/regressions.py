@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from tests.sim.scenarios import SCENARIOS
-
 from cachewright.testing.sim import Client, Disaster, Faults, Plan, Scenario
-from cachewright.testing.sim.ops import Cancelled, Put, RepositoryRead
+from cachewright.testing.sim.ops import Cancelled, Change, ChangeTag, Put, Read, ReadTagged, RepositoryRead
+from cachewright.testing.sim.ops_loads import ReadBatch, ReadSlowly
+from tests.sim.scenarios import SCENARIOS
 
 
 @dataclass(frozen=True)
@@ -55,6 +55,80 @@ REGRESSIONS: tuple[Regression, ...] = (
                 Client(0, ((0.049147, RepositoryRead()),)),
                 Client(0, ((0.0, RepositoryRead()),)),
                 Client(1, ((0.0946904, Put()),)),
+            ),
+        ),
+    ),
+    Regression(
+        # Memory counted local_ttl from the commit, though a tag had been changed elsewhere while the loader ran.
+        "a_tag_changed_elsewhere_under_a_load",
+        0,
+        SCENARIOS["tags"],
+        Plan(
+            chain=("memory", "redis"),
+            processes=2,
+            options={"ttl": 1000, "local_ttl": 0.2},
+            clients=(
+                Client(0, ((0.0, ReadSlowly(seconds=1.0, tags=("t",))), (0.0, ReadTagged()))),
+                Client(1, ((0.6, ChangeTag()),)),
+            ),
+        ),
+    ),
+    Regression(
+        # No intent could be placed, the replay came before the save, and a reader stored the old value in between.
+        "a_write_without_an_intent_and_a_replay_before_its_save",
+        14,
+        SCENARIOS["outages"],
+        Plan(
+            chain=("redis",),
+            network=Faults(before=0.1),
+            database=Faults(slow=1.0),
+            options={"ttl": 1000},
+            clients=(Client(0, ((0.0, Put()),)), Client(0, ((0.01, RepositoryRead()),) * 6)),
+        ),
+    ),
+    Regression(
+        # As for one key: who came while a failed batch gave its leases back was handed its error.
+        "a_failed_batch_and_those_who_come_late",
+        0,
+        SCENARIOS["batches"],
+        Plan(
+            chain=("redis",),
+            keys=("a", "b", "c", "d"),
+            network=Faults(slow=1.0),
+            database=Faults(before=1.0),
+            options={"ttl": 1000},
+            clients=(
+                Client(0, ((0.0, ReadBatch(("a", "b", "c", "d"))),)),
+                *(Client(0, ((0.1 * n, Read("d")),)) for n in range(2, 12)),
+            ),
+        ),
+    ),
+    Regression(
+        # A lease's life counted from before its tags were created: over before the first renewal.
+        "tags_created_slowly_under_a_short_lease",
+        35,
+        SCENARIOS["lives"],
+        Plan(
+            chain=("memcached",),
+            processes=2,
+            network=Faults(slow=0.5),
+            options={"ttl": 1000, "lease": 0.5},
+            clients=(Client(0, ((0.0, ReadSlowly()),)), Client(1, ((0.0, ReadSlowly()),))),
+        ),
+    ),
+    Regression(
+        # load_timeout counted anew for each flight that a caller could not use, and not at all for the last.
+        "a_timeout_that_began_anew_with_every_flight",
+        0,
+        SCENARIOS["freshness"],
+        Plan(
+            chain=("redis",),
+            processes=2,
+            options={"ttl": 1000, "load_timeout": 0.8},
+            clients=(
+                Client(0, ((0.0, ReadSlowly(seconds=0.7)),)),
+                Client(0, ((0.1, ReadSlowly(seconds=2.0)),)),
+                Client(1, ((0.4, Change()),)),
             ),
         ),
     ),

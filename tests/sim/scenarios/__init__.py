@@ -4,9 +4,27 @@ from __future__ import annotations
 
 from cachewright.testing.sim import Scenario
 from tests.sim.scenarios.backfills import Backfills
+from tests.sim.scenarios.batches import Batches
+from tests.sim.scenarios.freshness import Freshness
+from tests.sim.scenarios.lives import Lives, OldData
 from tests.sim.scenarios.loads import LoadsAndChanges
+from tests.sim.scenarios.memory import MemoryAlone
+from tests.sim.scenarios.outages import Outages, OutagesRaised
+from tests.sim.scenarios.tags import Tags
 from tests.sim.scenarios.writes import WritersThatCrash, WritesNow
 
-SCENARIOS: dict[str, Scenario] = {
-    one.name: one for one in (LoadsAndChanges(), WritesNow(), WritersThatCrash(), Backfills())
-}
+ALL: tuple[Scenario, ...] = (
+    LoadsAndChanges(),
+    Tags(),
+    Batches(),
+    Freshness(),
+    MemoryAlone(),
+    WritesNow(),
+    WritersThatCrash(),
+    Backfills(),
+    Lives(),
+    OldData(),
+    Outages(),
+    OutagesRaised(),
+)
+SCENARIOS: dict[str, Scenario] = {one.name: one for one in ALL}

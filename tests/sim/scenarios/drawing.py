@@ -12,12 +12,12 @@ CHAINS = (("redis",), ("redis", "redis2"), ("memory", "redis"), ("memory", "redi
 
 
 def ops_of(
-    random: Random, count: int, choices: list[Op], cancels: float = 0.0
+    random: Random, count: int, choices: list[Op], cancels: float = 0.0, longest: float = 0.1
 ) -> tuple[tuple[float, Op], ...]:
-    """Operations with pauses between them: mostly none, so that things meet."""
+    """Operations with pauses between them, of ``longest`` seconds at most: mostly none, so that things meet."""
     ops = []
     for _ in range(count):
-        pause = random.choice((0.0, 0.0, 0.0, random.random() * 0.01, random.random() * 0.1))
+        pause = random.choice((0.0, 0.0, 0.0, random.random() * 0.01, random.random() * longest))
         op = random.choice(choices)
         if random.random() < cancels:
             op = Cancelled(op, random.random() * 0.05)
