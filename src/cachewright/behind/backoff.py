@@ -22,15 +22,16 @@ class Backoff:
         self._first, self._longest = first, longest
         self._wait: wait_base | None = None
 
-    def __call__(self, attempt: int) -> float:
-        """The pause after that many failures (1 or more)."""
+    def __call__(self, attempt: int, luck: float) -> float:
+        """The pause after that many failures (1 or more); ``luck``, from 0 to 1, is the caller's own jitter.
+
+        The caller's, because a simulation must repeat it.
+        """
         import tenacity
 
         if self._wait is None:
-            self._wait = tenacity.wait_exponential(self._first, self._longest) + tenacity.wait_random(
-                0, self._first
-            )
+            self._wait = tenacity.wait_exponential(self._first, self._longest)
         # only the attempt's number is looked at
         state = tenacity.RetryCallState(tenacity.Retrying(), None, (), {})
         state.attempt_number = attempt
-        return min(self._longest, float(self._wait(state)))
+        return min(self._longest, float(self._wait(state)) + luck * self._first)

@@ -123,7 +123,7 @@ class Rounds:
             record.key,
             record.sequence,
             f"{type(error).__name__}: {error}"[:2000],
-            rt.now() + (_DROP_AGAIN if outcome.saved else self._backoff(attempt)),
+            rt.now() + (_DROP_AGAIN if outcome.saved else self._backoff(attempt, rt.random())),
             dead=attempt >= self.options.max_attempts and not outcome.saved,
             unknown=outcome.unknown,
             counts=not outcome.saved,

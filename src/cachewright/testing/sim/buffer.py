@@ -61,14 +61,15 @@ class SimBuffer(Buffer):
     def __init__(
         self, scope: str, rt: SimRuntime, link: Link, *, holds: Callable[[str], bool], **bounds: Any
     ) -> None:
-        self._real = SQLiteBuffer(_folder() / "buffer.db", scope, synchronous="NORMAL", **bounds)
+        self._scope, self._path = scope, str(_folder() / "buffer.db")
+        self._real = SQLiteBuffer(Path(self._path), scope, synchronous="NORMAL", **bounds)
         name = f"{rt.process.name}/{rt.process.life}"
         self._real._me = lambda: name
         self._real._is_dead = lambda holder: not holds(holder)
         self._link, self._rt = link, rt
         self._inline = ThreadRuntime(rt.process)
         self._inline.new_id = rt.new_id  # type: ignore[method-assign]
-        self.url = self._real.url
+        self.url = "sqlite:///buffer.db"
         self.started = False  # a repository looks into an old buffer while it is made, outside of any task
 
     @property
@@ -80,6 +81,7 @@ class SimBuffer(Buffer):
             try:
                 return drive(work()), None
             except Exception as error:  # raised again where it was asked for
+                error.args = tuple(self._name_it(arg) for arg in error.args)
                 return None, error
 
         try:
@@ -89,6 +91,16 @@ class SimBuffer(Buffer):
         if error is not None:
             raise error
         return cast(T, result)
+
+    def _name_it(self, text: Any) -> Any:
+        """Without what differs between two runs of one seed: where the file is, and the number of this run."""
+        if not isinstance(text, str):
+            return text
+        return (
+            text.replace(self._real.url, self.url)
+            .replace(self._path, "buffer.db")
+            .replace(self._scope, "sim")
+        )
 
     async def append(
         self, rt: Runtime, records: Sequence[NewRecord], *, delay: float = 0.0, overflow: bool = False
