@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from cachewright.testing.sim import Scenario
+from tests.sim.scenarios.atomic import AtomicOperations
 from tests.sim.scenarios.backfills import Backfills
 from tests.sim.scenarios.batches import Batches
+from tests.sim.scenarios.behind import DeadLetters, WritesBehind
 from tests.sim.scenarios.freshness import Freshness
 from tests.sim.scenarios.lives import Lives, OldData
 from tests.sim.scenarios.loads import LoadsAndChanges
 from tests.sim.scenarios.memory import MemoryAlone
 from tests.sim.scenarios.outages import Outages, OutagesRaised
+from tests.sim.scenarios.schedules import ScheduledRefreshes
 from tests.sim.scenarios.tags import Tags
 from tests.sim.scenarios.writes import WritersThatCrash, WritesNow
 
@@ -26,5 +29,9 @@ ALL: tuple[Scenario, ...] = (
     OldData(),
     Outages(),
     OutagesRaised(),
+    WritesBehind(),
+    DeadLetters(),
+    ScheduledRefreshes(),
+    AtomicOperations(),
 )
 SCENARIOS: dict[str, Scenario] = {one.name: one for one in ALL}
