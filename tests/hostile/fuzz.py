@@ -3,6 +3,7 @@
     python tests/hostile/fuzz.py --count 1000000          # prints its seed and inputs/s
     python tests/hostile/fuzz.py --seed 7 --only redis    # the same inputs again
     python tests/hostile/fuzz.py --input redis 2a310d0a   # one input
+    python tests/hostile/fuzz.py --atheris json           # guided by coverage, until stopped (pip install atheris)
 
 Its judge: only the documented errors or a miss; nothing forged is accepted; no input costs more than `CPU_LIMIT`
 seconds, and all together at most `MEMORY_LIMIT` bytes. An input depends on the seed, its target and its number alone.
@@ -11,6 +12,7 @@ seconds, and all together at most `MEMORY_LIMIT` bytes. An input depends on the 
 from __future__ import annotations
 
 import argparse
+import importlib
 import importlib.util
 import logging
 import os
@@ -46,11 +48,18 @@ def _part(name: str) -> ModuleType:
     return sys.modules[full]
 
 
-TARGETS: dict[str, Any] = {
-    name: target
-    for part in ("targets_values", "targets_servers", "targets_slots")
-    for name, target in _part(part).TARGETS.items()
-}
+def _targets() -> dict[str, Any]:
+    parts = ("targets_values", "targets_servers", "targets_slots")
+    return {name: target for part in parts for name, target in _part(part).TARGETS.items()}
+
+
+def _instrumented() -> dict[str, Any]:
+    """The targets, with cachewright imported in such a way that atheris sees which branches an input takes."""
+    with importlib.import_module("atheris").instrument_imports(include=["cachewright"]):
+        return _targets()
+
+
+TARGETS = _instrumented() if "--atheris" in sys.argv else _targets()
 
 
 class Failure(AssertionError):
@@ -150,6 +159,19 @@ def chosen_seed() -> int:
     return int(os.environ.get("CACHEWRIGHT_FUZZ_SEED") or int.from_bytes(os.urandom(4), "big"))
 
 
+def _guided(name: str) -> None:
+    """Coverage leads atheris to inputs that a seed would not find; not part of any run, for it has no end."""
+    atheris = importlib.import_module("atheris")
+    samples = Path(f".fuzz-{name}")
+    samples.mkdir(exist_ok=True)
+    rng = Random(0)
+    for number in range(200):
+        (samples / str(number)).write_bytes(TARGETS[name].make(rng))
+    atheris.Setup([sys.argv[0], str(samples)], lambda data: run_input(name, data))
+    with _watched():
+        atheris.Fuzz()
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line."""
     parser = argparse.ArgumentParser(
@@ -159,7 +181,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--seed", type=int, default=None)
     parser.add_argument("--only", nargs="*", default=[], choices=list(TARGETS), metavar="TARGET")
     parser.add_argument("--input", nargs=2, metavar=("TARGET", "HEX"))
+    parser.add_argument("--atheris", choices=list(TARGETS), metavar="TARGET")
     given = parser.parse_args(arguments)
+    if given.atheris:
+        _guided(given.atheris)
+        return 0
     if given.input:
         with _watched():
             print(run_input(given.input[0], bytes.fromhex(given.input[1])))

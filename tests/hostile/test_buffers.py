@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from cachewright import Cache, WriteBehind, events
+from cachewright import Cache, WriteBehind
 from cachewright.behind.buffers import open_buffer
 from cachewright.errors import BufferUnavailable, DecodeError, FlushTimeout
 from cachewright.runtime.base import drive
@@ -36,9 +36,7 @@ class Yard:
     def __init__(self, folder: Path, **options: Any) -> None:
         self.file = folder / "buffer.db"
         self.saved: list[tuple[int, Any]] = []
-        self.told: list[events.Event] = []
         self.cache = Cache("memory://", namespace="shop", **options)
-        self.cache.events.subscribe(self.told.append)
         behind = WriteBehind(
             buffer=f"sqlite:///{self.file}", delay=60, max_attempts=1, backoff=0.01, settle=0
         )
@@ -99,9 +97,10 @@ def test_a_planted_pickle_never_runs(yard: Callable[..., Yard], options: Any, co
         here.users.flush(5)
     assert here.saved == []
     assert ran == []
-    letter = next(event for event in here.told if isinstance(event, events.DeadLetter))
-    assert says in letter.error
-    assert letter.error.startswith("DecodeError: ")
+    (letter,) = drive(here.buffer.records(THREADS, dead=True))
+    assert letter.last_error is not None
+    assert letter.last_error.startswith("DecodeError: ")
+    assert says in letter.last_error
 
 
 def test_a_signed_state_moved_to_another_key_is_refused(yard: Callable[..., Yard]) -> None:
