@@ -20,6 +20,21 @@ class Regression:
     plan: Plan
 
 
+def _through_a_full_buffer(database: Faults) -> Plan:
+    ops = (RepositoryRead("k"), Put("m"), Put("k"))
+    return Plan(
+        chain=("redis",),
+        keys=("k", "m"),
+        writes="behind",
+        database=database,
+        behind={"max_dirty": 1, "on_full": "through", "settle": 4.0, "delay": 8.0},
+        ordered_saver=True,
+        options={"ttl": 1000},
+        quiet=60.0,
+        clients=(Client(0, tuple((0.0, op) for op in ops)),),
+    )
+
+
 REGRESSIONS: tuple[Regression, ...] = (
     Regression(
         # A caller who came while a failed load gave its lease back was handed an error that was not its own.
@@ -131,5 +146,20 @@ REGRESSIONS: tuple[Regression, ...] = (
                 Client(1, ((0.4, Change()),)),
             ),
         ),
+    ),
+    Regression(
+        # A save through a full buffer whose answer was lost: a saver that orders its writes had nothing to settle, so the
+        # claim was given up at once, and with it the drop: the old entry stayed.
+        "a_lost_answer_to_a_save_through_a_full_buffer",
+        2,
+        SCENARIOS["behind"],
+        _through_a_full_buffer(Faults(after=0.5)),
+    ),
+    Regression(
+        # The same save, landing after its put had raised: a drop at once would not have been enough.
+        "a_late_save_through_a_full_buffer",
+        2,
+        SCENARIOS["behind"],
+        _through_a_full_buffer(Faults(late=0.5)),
     ),
 )

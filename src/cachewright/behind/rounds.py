@@ -90,7 +90,10 @@ class Rounds:
         *,
         patient: bool = True,
     ) -> None:
-        settle = 0.0 if self.options.ordered_saver else self.options.settle
+        # What is saved through a full buffer settles whoever orders the saves: no state of it is kept that would be
+        # saved again, so the slot is dropped once more when the save must have landed.
+        held = not patient or any(o.record.state == "held" for o in outcomes)
+        settle = 0.0 if self.options.ordered_saver and not held else self.options.settle
         acks = [Ack(o.record.key, o.record.sequence, o.unknown) for o in outcomes if o.error is None]
         if acks:
             await self.buffer.acknowledge(rt, token, acks, settle=settle)
