@@ -162,8 +162,8 @@ def chosen_seed() -> int:
 def _guided(name: str) -> None:
     """Coverage leads atheris to inputs that a seed would not find; not part of any run, for it has no end."""
     atheris = importlib.import_module("atheris")
-    samples = Path(f".fuzz-{name}")
-    samples.mkdir(exist_ok=True)
+    samples = Path(".cache", "fuzz", name)
+    samples.mkdir(parents=True, exist_ok=True)
     rng = Random(0)
     for number in range(200):
         (samples / str(number)).write_bytes(TARGETS[name].make(rng))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import pickle
 import sqlite3
 from collections.abc import Callable, Iterator
@@ -49,10 +50,8 @@ class Yard:
         )
 
     def change(self, statement: str, *values: Any) -> None:
-        db = sqlite3.connect(self.file)
-        with db:
+        with contextlib.closing(sqlite3.connect(self.file)) as db, db:
             assert db.execute(statement, values).rowcount == 1
-        db.close()
 
 
 @pytest.fixture

@@ -225,6 +225,7 @@ def test_a_brokers_url(gathered: Gathered, monkeypatch: pytest.MonkeyPatch) -> N
     gathered.add(
         *told, *(event.error for event in told if isinstance(event, events.BackgroundFailed)), flushing
     )
+    flushing.close()
 
 
 def test_no_tier_pickles_or_shows_its_address_whole(gathered: Gathered) -> None:

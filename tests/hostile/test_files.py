@@ -5,6 +5,7 @@ Further rules of either stand in tests/unit/test_sqlite_tier.py and tests/unit/t
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sqlite3
 import stat
@@ -145,10 +146,8 @@ def test_rows_of_wrong_types_in_a_cache_file_are_a_miss(tmp_path: Path) -> None:
             "UPDATE generations SET changed = 'text'",
         ):  # fmt: skip
             cache.set("a", 1, tags=["users"])
-            db = sqlite3.connect(tmp_path / "cache.db")
-            with db:
+            with contextlib.closing(sqlite3.connect(tmp_path / "cache.db")) as db, db:
                 assert db.execute(change).rowcount > 0
-            db.close()
             assert cache.get("a") in (None, 1)
             assert cache.get_or_set("a", lambda: 2, tags=["users"]) in (1, 2)
             cache.inspect("a")

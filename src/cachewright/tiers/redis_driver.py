@@ -129,10 +129,8 @@ def parsed(reader: Any) -> Reply:
     """The next reply, or `NOTHING`; raises `hiredis.ProtocolError` for whatever cannot be one."""
     try:
         return reader.gets()
-    except (
-        TypeError,
-        MemoryError,
-    ) as error:  # a map's key that cannot be one; a length that nothing can hold
+    except (TypeError, MemoryError) as error:
+        # A map's key that cannot be one; a length that nothing can hold.
         raise hiredis.ProtocolError(f"a reply that cannot be built ({type(error).__name__})") from error
 
 
