@@ -21,7 +21,7 @@ from pathlib import Path
 from types import CodeType, ModuleType
 from typing import Any
 
-from tests.sim.mutant_list import MUTANTS, Mutant
+from tests.sim.mutations import MUTANTS, Mutant
 
 ROOT = Path(__file__).parents[2]
 SEEDS = 20_000

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.sim.mutant_list import MUTANTS, Mutant
+from tests.sim.mutations import MUTANTS, Mutant
 from tests.sim.scenarios import SCENARIOS
 
 ROOT = Path(__file__).parents[2]

@@ -1,38 +1,14 @@
-"""The faults. Nothing of cachewright is imported here: a mutant must be in place before."""
+"""Faults in slots, flights, leases and writes."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
-
-@dataclass(frozen=True)
-class Mutant:
-    """A fault: in ``module``, ``old`` becomes ``new``; ``scenarios`` are tried in this order."""
-
-    name: str
-    module: str
-    old: str
-    new: str
-    scenarios: tuple[str, ...]
-
-    def applied(self, source: str) -> str:
-        """The module's source with the fault in it.
-
-        Raises:
-            ValueError: the place is not there exactly once: the code has changed, the mutant must follow.
-        """
-        if source.count(self.old) != 1:
-            raise ValueError(
-                f"mutant {self.name}: its place stands {source.count(self.old)} times in {self.module}"
-            )
-        return source.replace(self.old, self.new)
-
+from tests.sim.mutations.mutant import Mutant
 
 _LOADS, _WRITES = ("loads_and_changes",), ("writes",)
 _SLOT, _FLIGHT, _LEADING = "cachewright.core.slot", "cachewright.core.flight", "cachewright.core.leading"
 _LEASE, _WRITE, _LOAD = "cachewright.core.lease", "cachewright.core.write", "cachewright.core.load"
 
-_LIST = (
+LOADS_AND_WRITES = (
     Mutant(
         "a_load_commits_without_its_lease",
         _SLOT,
@@ -268,5 +244,3 @@ _LIST = (
         _WRITES,
     ),
 )
-
-MUTANTS = {mutant.name: mutant for mutant in _LIST}
