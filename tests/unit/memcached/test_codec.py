@@ -84,6 +84,7 @@ def test_byte_by_byte(wire, reply):
         b"VA 67108865 kx\r\n",
         b"VA 3 kx\r\nabcXX",
         b"VA 3 c-1 kx\r\nabc\r\n",
+        b"VA 3 c%b kx\r\nabc\r\n" % (b"9" * 21),
         b"HD cx\r\n",
         b"OK\r\n",
         b"VALUE k 0 1\r\nx\r\nEND\r\n",
