@@ -263,7 +263,7 @@ class Leading:
         checked = late_marks is not None
         marks = {**marks, **(late_marks or {})}
         if not (store and checked):
-            self.flight.confirmed = await held.abandon(rt) and checked
+            self.flight.confirmed = await held.abandon(rt, 0) and checked
             await commit_down(rt, below, None)
         else:
             entry = state.make_entry(
@@ -291,7 +291,9 @@ class Leading:
         error_ttl = int(plan.options.error_ttl * 1000)
         await _give_up(rt, held, below, now_ms(rt) + error_ttl if stale is not None else 0)
         state.hub.emit(LoadFailed(plan.key, error))
-        if stale is None or self.stale is MISSING or plan.forced or now_ms(rt) >= stale.sie_until:
+        unserved = stale is None or self.stale is MISSING or now_ms(rt) >= stale.sie_until
+        # A refresh's failure is told, and nobody waits for a value.
+        if unserved or plan.forced or plan.behind:
             raise error
         state.stats.stale_served += 1
         state.hub.emit(StaleServed(plan.key, "error"))
@@ -338,7 +340,7 @@ class Leading:
         return outcome, value
 
 
-async def _give_up(rt: Runtime, held: Held, below: Below | None, retry_at: int = 0) -> None:
+async def _give_up(rt: Runtime, held: Held, below: Below | None, retry_at: int | None = None) -> None:
     await held.abandon(rt, retry_at)
     await commit_down(rt, below, None)
 

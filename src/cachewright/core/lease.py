@@ -107,8 +107,11 @@ class Held:
             self.slot = swapped.current
         return False
 
-    async def abandon(self, rt: Runtime, retry_at: int = 0) -> bool:
-        """Gives the lease back; True where it still stood, so that nothing changed the key meanwhile."""
+    async def abandon(self, rt: Runtime, retry_at: int | None = None) -> bool:
+        """Gives the lease back; True where it still stood, so that nothing changed the key meanwhile.
+
+        ``retry_at``: see `slot.abandon`.
+        """
         self.stop_heartbeat()
         if self.is_over():
             return False

@@ -139,11 +139,10 @@ def begin_load(
     stale = entry if entry is not None and now < entry.ends else None
     if slot.lease is not None and not takeover:
         return Wait(slot.lease, stale)
-    return Take(
-        Slot(nonce, entry=stale, lease=Lease(token, now + lease_life, lease_life)),
-        token,
-        stale,
-    )
+    lease = Lease(token, now + lease_life, lease_life)
+    # A look that loads nothing, and a leader who is cancelled, must not make the origin be asked again before its time.
+    retry_at = slot.retry_at if stale is not None else 0
+    return Take(Slot(nonce, entry=stale, lease=lease, retry_at=retry_at), token, stale)
 
 
 def begin_lease(slot: Slot, *, now: int) -> Slot:
@@ -178,17 +177,20 @@ def renew_lease(slot: Slot | None, token: bytes, *, now: int, nonce: bytes) -> S
     return msgspec.structs.replace(slot, nonce=nonce, lease=lease)
 
 
-def abandon(slot: Slot | None, token: bytes, *, nonce: bytes, retry_at: int = 0) -> tuple[bool, Slot | None]:
+def abandon(
+    slot: Slot | None, token: bytes, *, nonce: bytes, retry_at: int | None = None
+) -> tuple[bool, Slot | None]:
     """Gives an own lease back: ``(mine, what is to stand instead)``.
 
-    ``retry_at`` is remembered beside a stale entry so that a failing origin is not asked again at once.
+    ``retry_at`` is remembered beside a stale entry so that a failing origin is not asked again at once; None leaves
+    what was remembered before.
     """
     if not holds(slot, token):
         return False, None
     assert slot is not None
     if slot.entry is None:
         return True, None
-    return True, Slot(nonce, entry=slot.entry, retry_at=retry_at)
+    return True, Slot(nonce, entry=slot.entry, retry_at=slot.retry_at if retry_at is None else retry_at)
 
 
 def holds(slot: Slot | None, token: bytes) -> bool:

@@ -12,8 +12,8 @@ class Stats:
     """What one cache has done since it was made.
 
     Attributes:
-        hits: reads answered by a fresh entry of any tier.
-        local_hits: those of them that process memory answered.
+        hits: reads answered by a fresh entry of any tier, those of ``local_hits`` aside.
+        local_hits: reads that process memory answered without the core.
         misses: reads that found nothing fresh.
         loads: loaders that returned.
         load_failures: loaders that raised.

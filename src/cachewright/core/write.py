@@ -79,10 +79,10 @@ async def store(
     entries = {key: state.make_entry(rt, key, value, options, marks) for key, value in values.items()}
     failed = await drop_lowers(state, rt, list(values))
     try:
-        await state.chain.authority.store(
+        stored = await state.chain.authority.store(
             rt, {key: Slot(rt.new_id(), entry=entry) for key, entry in entries.items()}
         )
-        state.stats.stores += len(entries)
+        state.stats.stores += sum(stored)
     except TierUnavailable as error:
         failed = failed or error
     # Once more: a load whose value the authority took just before may have put its lease below after the first drop,
@@ -328,7 +328,6 @@ async def _finish(
         state.chain.authority.missed(rt, [one.key for one in todo])
         error = error or caught
     state.kill_local(keys)
-    state.stats.stores += len(entries)
     if error is not None and state.strict:
         raise error
 
@@ -348,8 +347,10 @@ async def _finish_round(
             pending.append(one)
     results = await state.chain.authority.swap(rt, swaps) if swaps else []
     refused = []
-    for one, swapped in zip(pending, results, strict=True):
+    for one, swap, swapped in zip(pending, swaps, results, strict=True):
         if not swapped.done:
             one.slot = swapped.current
             refused.append(one)
+        elif swap.new is not None and swap.new.entry is not None:
+            state.stats.stores += 1
     return refused
