@@ -5,7 +5,16 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from cachewright.testing.sim import Client, Disaster, Faults, Plan, Scenario
-from cachewright.testing.sim.ops import Cancelled, Change, ChangeTag, Put, Read, ReadTagged, RepositoryRead
+from cachewright.testing.sim.ops import (
+    Cancelled,
+    Change,
+    ChangeTag,
+    Get,
+    Put,
+    Read,
+    ReadTagged,
+    RepositoryRead,
+)
 from cachewright.testing.sim.ops_loads import ReadBatch, ReadSlowly
 from tests.sim.scenarios import SCENARIOS
 
@@ -161,5 +170,22 @@ REGRESSIONS: tuple[Regression, ...] = (
         2,
         SCENARIOS["behind"],
         _through_a_full_buffer(Faults(late=0.5)),
+    ),
+    Regression(
+        # A renewal had found another's entry; the batch's commit took that for its own lease, and away, and told it as
+        # stored: memory was filled with the value from before the change.
+        "a_batch_whose_lease_went_to_somebody_else",
+        8,
+        SCENARIOS["lives"],
+        Plan(
+            chain=("memory", "redis"),
+            keys=("k", "l"),
+            processes=2,
+            options={"ttl": 1000, "lease": 0.5, "local_ttl": 0.1},
+            clients=(
+                Client(0, ((0.0, ReadBatch(("k", "l"), seconds=1.0)), (0.0, Get()))),
+                Client(1, ((0.5, Change()), (0.0, Read()))),
+            ),
+        ),
     ),
 )

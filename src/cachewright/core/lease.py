@@ -146,19 +146,21 @@ async def abandon_all(rt: Runtime, helds: Sequence[Held]) -> list[bool]:
 
 async def _swap_all(rt: Runtime, helds: Sequence[Held], entries: Mapping[Held, StoredEntry]) -> list[bool]:
     """One try for all; a tier that cannot be reached leaves every one undone (and lost)."""
-    swaps = []
+    mine, swaps = [], []
     for held in helds:
         held.stop_heartbeat()
+        # Where a renewal was refused, what stands is somebody else's lease, entry or intent.
+        if not slots.holds(held.slot, held.token):
+            continue
         held.sent = rt.monotonic()
         entry = entries.get(held)
         if entry is not None:
             new = slots.commit_load(held.slot, held.token, entry, nonce=rt.new_id())
         else:
             new = slots.abandon(held.slot, held.token, nonce=rt.new_id())[1]
+        mine.append(held)
         swaps.append(Swap(held.key, held.slot, new))
-    if not swaps:
-        return []
-    if helds[0].is_over():
+    if not swaps or helds[0].is_over():
         return [False] * len(helds)
     try:
         results = await helds[0].level.swap(rt, swaps)
@@ -166,10 +168,13 @@ async def _swap_all(rt: Runtime, helds: Sequence[Held], entries: Mapping[Held, S
         for held in helds:
             held.slot = None
         return [False] * len(helds)
-    for held, swapped in zip(helds, results, strict=True):
-        if not swapped.done:
+    done = set()
+    for held, swapped in zip(mine, results, strict=True):
+        if swapped.done:
+            done.add(held)
+        else:
             held.slot = swapped.current
-    return [swapped.done for swapped in results]
+    return [held in done for held in helds]
 
 
 class Watch:

@@ -22,6 +22,7 @@ def _clients(random: Random, processes: int, lease: float) -> tuple[Client, ...]
         ReadSlowly(seconds=lease * 0.8),
         ReadSlowly(seconds=lease * 3),
         ReadBatch(("k", "l")),
+        ReadBatch(("k", "l"), seconds=lease * 2),
         Read("l"),
         Refresh(),
         Get(),

@@ -154,7 +154,9 @@ def _standing(run: Run, call: Call, window: float) -> Iterator[Load]:
     for load in _good(run, call.key):
         if any(load.start - 1.0 <= moment <= end for moment in moments):
             continue
-        if end > _end(load) + _life(run, load.value) * (1 - jitter) + window - _unsure(run):
+        # What was loaded since has taken its place, and may live shorter: None, by ``negative_ttl``.
+        since = [one for one in _good(run, call.key) if _end(load) <= _end(one) <= end]
+        if end > min(_end(one) + _life(run, one.value) * (1 - jitter) for one in since) + window - _unsure(run):
             continue
         for one in returned:
             inside = one.start <= load.start and _end(load) <= (one.end or 0)

@@ -74,10 +74,12 @@ class ReadBatch(Op):
     leaves_out: tuple[str, ...] = ()
     failing: tuple[str, ...] = ()
     tags: tuple[str, ...] = ()
+    seconds: float = 0.0
 
     async def run(self, seat: Seat, cancelled: bool = False) -> None:
         async def load(keys: list[str]) -> dict[str, Any]:
-            return await load_many(seat, keys, leaves_out=self.leaves_out, failing=self.failing)
+            left, bad, time = self.leaves_out, self.failing, self.seconds
+            return await load_many(seat, keys, leaves_out=left, failing=bad, seconds=time)
 
         text = f"get_or_set_many({', '.join(self.keys)})"
         if self.leaves_out or self.failing:
