@@ -155,8 +155,9 @@ def _standing(run: Run, call: Call, window: float) -> Iterator[Load]:
         if any(load.start - 1.0 <= moment <= end for moment in moments):
             continue
         # What was loaded since has taken its place, and may live shorter: None, by ``negative_ttl``.
-        since = [one for one in _good(run, call.key) if _end(load) <= _end(one) <= end]
-        if end > min(_end(one) + _life(run, one.value) * (1 - jitter) for one in since) + window - _unsure(run):
+        since = [load, *(one for one in _good(run, call.key) if _end(load) <= _end(one) <= end)]
+        fresh = min(_end(one) + _life(run, one.value) * (1 - jitter) for one in since)
+        if end > fresh + window - _unsure(run):
             continue
         for one in returned:
             inside = one.start <= load.start and _end(load) <= (one.end or 0)
