@@ -68,6 +68,10 @@ class Store:
         assert drive(tier.store(THREADS, {key: carrier})) == [True]
         assert (self.standing(key) or b"")[:88] == raw[:88]
 
+    def plant_tag(self, tag: str, mark: bytes) -> None:
+        """Makes ``mark`` a tag's generation."""
+        drive(self._raw().set_generations(THREADS, {tag: mark}, only_missing=False))
+
     def stamp(self) -> tuple[tuple[str, bytes], ...]:
         """The tags that an entry needs to be valid here: on Memcached, which cannot be searched, its namespace's."""
         if self.kind != "memcached":

@@ -274,3 +274,12 @@ def test_a_slot_of_every_released_version_is_read(bytes_store: Any, path: Path) 
         return
     assert cache.get("a") == {"version": raw[4], "kept": [1, 2.5, "é", None]}
     assert cache.get_or_set("a", lambda: "not called") == {"version": raw[4], "kept": [1, 2.5, "é", None]}
+
+
+def test_an_entry_with_an_empty_tag_is_damaged(bytes_store: Any) -> None:
+    """No tag of ours is empty; where its record was planted as well, every reader raised IndexError."""
+    cache = bytes_store.cache()
+    bytes_store.plant_tag("", b"GENERATN")
+    tags = (("", b"GENERATN"), *bytes_store.stamp())
+    slot = Slot(NONCE, StoredEntry(b"\x01", 0, NEVER, NEVER, NEVER, 0, ID_MSGPACK, 0, tags))
+    a_miss(cache, bytes_store, "a", slot.header + slot.payload, "")
