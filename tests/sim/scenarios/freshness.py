@@ -9,7 +9,7 @@ from cachewright.testing.sim import checks, checks_time
 from cachewright.testing.sim.network import CALM, Faults
 from cachewright.testing.sim.ops import Change, Get, Read, Refresh
 from cachewright.testing.sim.ops_loads import ReadBatch, ReadSlowly, Remove
-from cachewright.testing.sim.plan import Client, Op, Plan
+from cachewright.testing.sim.plan import Client, Disaster, Op, Plan
 from cachewright.testing.sim.scenario import Scenario
 from tests.sim.scenarios.drawing import CHAINS, ops_of
 
@@ -43,8 +43,12 @@ class Freshness(Scenario):
             Get(),
             *random.choice(([], changes)),
         ]
+        chain = random.choice(CHAINS)
+        # What the authority loses comes back from below, with what is left of its life.
+        evictions = [random.random() * 2.0 for _ in range(random.choice((0, 3)))] if "redis2" in chain else []
         return Plan(
-            chain=random.choice(CHAINS),
+            chain=chain,
+            disasters=tuple(Disaster(at, "evict", "redis") for at in evictions),
             keys=("k", "l"),
             clients=tuple(
                 Client(
