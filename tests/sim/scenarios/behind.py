@@ -10,7 +10,7 @@ from cachewright.testing.sim import checks, checks_behind
 from cachewright.testing.sim.network import CALM, Faults
 from cachewright.testing.sim.ops import Cancelled, Delete, Put, RepositoryRead
 from cachewright.testing.sim.ops_behind import Close, Flush, PutAll, Replay
-from cachewright.testing.sim.plan import Client, Op, Plan
+from cachewright.testing.sim.plan import Client, DisasterKind, Op, Plan
 from cachewright.testing.sim.play import Run
 from cachewright.testing.sim.scenario import Scenario
 from tests.sim.scenarios.drawing import CHAINS, disasters_of
@@ -95,11 +95,16 @@ class _Behind(Scenario):
         plan = replace(plan, database=random.choice((CALM, DATABASE)), disk=random.choice((CALM, DISK)))
         if trouble == "database":
             return replace(plan, database=DATABASE)
-        kinds = {"crashes": ("crash",), "pauses": ("pause",)}.get(trouble, ("crash", "pause"))
+        kinds: tuple[DisasterKind, ...] = ("crash", "pause")
+        if trouble != "all":
+            kinds = ("crash",) if trouble == "crashes" else ("pause",)
         if "pause" in kinds:
             # A flusher that is paused before it sends saves whenever it wakes: what settles must outlast that.
             plan = replace(plan, behind={**plan.behind, "settle": 14.0})
-        blows = disasters_of(random, 3, kinds, range(plan.processes), within=random.choice((0.2, 3.0)))  # type: ignore[arg-type]
+        blows = disasters_of(random, 3, kinds, range(plan.processes), within=random.choice((0.2, 3.0)))
+        if random.random() < 0.5:
+            # Long enough for a claim to be taken over, short enough to meet the others at work.
+            blows = tuple(replace(blow, seconds=1.5) for blow in blows)
         return replace(plan, disasters=(*evictions, *blows))
 
 

@@ -85,14 +85,17 @@ def no_run_is_lost(run: Run) -> list[str]:
 
 
 def good_values_stay(run: Run) -> list[str]:
-    """Where nobody drops the key, it has a value from its first run on, however later ones end."""
+    """Where nobody drops the key, a value that once stood there stays, however later runs end.
+
+    That a read returned one says less: its load may have lost its lease to a process with another clock.
+    """
     evicted = any(not isinstance(one.target, int) for one in run.plan.disasters)
     if evicted or any(call.kind == "change" for call in run.history.calls):
         return []
     found = []
     seen: dict[str, float] = {}
     for call in run.history.calls:
-        if call.kind not in ("look", "read") or call.outcome != "returned" or call.end is None:
+        if call.kind != "look" or call.outcome != "returned" or call.end is None:
             continue
         if call.value is not None:
             seen[call.key] = min(call.end, seen.get(call.key, call.end))
