@@ -189,12 +189,10 @@ class Side:
         state = self.cache.engine.state
         found: dict[str, dict[str, Any]] = {}
         controls = []
-        local = state.chain.local
-        if local is not None:
-            nodes = {key: node for key in keys if (node := local.table.get(key)) is not None}
-            found["local"] = {
-                key: node.value for key, node in nodes.items() if node.untyped > self.clock.time
-            }
+        memory = state.chain.memory
+        if memory is not None:  # what it answers by itself, asking nobody
+            nodes = {key: node for key in keys if (node := memory.table.get(key)) is not None}
+            found["hits"] = {key: node.value for key, node in nodes.items() if node.untyped > self.clock.time}
         known: Any = {}
         self.times = {}
         for level in state.chain.levels:
