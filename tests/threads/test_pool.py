@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import weakref
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -105,6 +106,14 @@ def test_a_load_that_has_not_begun_when_its_cache_closes_hangs_nobody(
     assert got == [2]
     for holder in holders:
         holder.join(20)
+
+
+def test_a_pool_goes_with_its_owner() -> None:
+    pool = Workers("own", 1)
+    pool.submit(lambda: None)
+    gone = weakref.ref(pool)
+    del pool
+    assert wait_until(lambda: gone() is None, 20), "what is to be done after a fork must not hold it"
 
 
 def test_a_load_that_outlives_its_cache_does_not_open_the_tiers_anew(tmp_path: Path) -> None:

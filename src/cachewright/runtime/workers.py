@@ -14,10 +14,11 @@ import logging
 import os
 import threading
 import time
+import weakref
 from collections import deque
 from collections.abc import Callable, Iterator
 
-__all__ = ["BACKGROUND", "HEARTBEATS", "TIMER", "Due", "Timer", "Workers", "waiting"]
+__all__ = ["BACKGROUND", "HEARTBEATS", "TIMER", "Due", "Timer", "Workers", "pools", "waiting"]
 
 log = logging.getLogger("cachewright")
 IDLE_SECONDS = 1.0
@@ -31,9 +32,9 @@ class Workers:
     """
 
     def __init__(self, name: str, limit: int) -> None:
-        self._name, self._most = name, limit
+        self.name, self._most = name, limit
         self._reset()
-        os.register_at_fork(after_in_child=self._reset)
+        _POOLS.add(self)
 
     def _reset(self) -> None:
         self._condition = threading.Condition()
@@ -52,6 +53,17 @@ class Workers:
                 return
         self._start_if_needed()
 
+    @property
+    def busy(self) -> int:
+        """How much work is queued or under way."""
+        with self._condition:
+            return len(self._queue) + self._threads - self._idle
+
+    @property
+    def lent(self) -> int:
+        """How many of its threads wait for somebody else's work."""
+        return self._limit - self._most
+
     def lend(self, places: int) -> None:
         """A thread of this pool begins (1) or ends (-1) to wait for somebody else."""
         with self._condition:
@@ -64,7 +76,7 @@ class Workers:
             if len(self._queue) <= self._idle or self._threads >= self._limit:
                 return
             self._threads += 1
-        name = f"cachewright-{self._name}-{next(self._numbers)}"
+        name = f"cachewright-{self.name}-{next(self._numbers)}"
         try:
             threading.Thread(target=self._run, name=name, daemon=True).start()
         except RuntimeError:  # no thread to be had: the place must not be lost with it
@@ -96,6 +108,22 @@ class Workers:
             ):  # a SystemExit in a loader ends its load, not this thread and its place in the pool
                 log.exception("background work raised")
             del work
+
+
+_POOLS: weakref.WeakSet[Workers] = weakref.WeakSet()
+
+
+def pools() -> list[Workers]:
+    """All pools of this process: the shared ones, and those that tiers have for themselves."""
+    return list(_POOLS)
+
+
+def _after_fork() -> None:
+    for pool in pools():
+        pool._reset()
+
+
+os.register_at_fork(after_in_child=_after_fork)  # one for all: it cannot be taken back
 
 
 class _Here(threading.local):
@@ -159,6 +187,12 @@ class Timer:
             self._running = True
         threading.Thread(target=self._run, name="cachewright-timer", daemon=True).start()
         return due
+
+    @property
+    def scheduled(self) -> list[Due]:
+        """What is still to start."""
+        with self._condition:
+            return [one for _, _, one in self._heap if one.work is not None]
 
     def call_off(self, due: Due) -> None:
         """``due`` will not start; harmless when it has."""
