@@ -199,8 +199,15 @@ def write_raw(kit: Kit, request: pytest.FixtureRequest) -> Callable[[str, bytes]
             node = (
                 request.getfixturevalue("redis_cluster").url.split(",")[0].replace("redis+cluster", "redis")
             )
-            with redis.RedisCluster.from_url(node) as cluster:
-                cluster.set(physical, raw)
+            # Not by `redis.RedisCluster`: it leaves its first connection to the garbage collector.
+            with redis.Redis.from_url(node) as client:
+                try:
+                    client.set(physical, raw)
+                    return
+                except redis.exceptions.MovedError as moved:
+                    host, port = moved.node_addr
+            with redis.Redis(host, port) as client:
+                client.set(physical, raw)
         else:
             import redis
 
