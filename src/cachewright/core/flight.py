@@ -156,6 +156,11 @@ class Flights:
     def __len__(self) -> int:
         return len(self._open)
 
+    def open_keys(self) -> list[str]:
+        """The keys whose flights can be joined."""
+        with self._lock:
+            return [key for key, _forced in self._open]
+
     def join(
         self, owner: object, key: str, rt: Runtime, *, forced: bool = False
     ) -> tuple[Flight, Joined, Waiter | None]:
