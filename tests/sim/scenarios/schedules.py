@@ -39,7 +39,7 @@ class ScheduledRefreshes(Scenario):
             clients=(*self._schedulers(random, processes, every), *self._others(random, processes)),
             disasters=self._disasters(random, processes, chain),
             database=random.choice((CALM, Faults(before=0.2, after=0.05, late=0.02))),
-            options={"ttl": 1000},
+            options={"ttl": 1000, "lease": 1.0},  # a reader that dies in a load holds a run up for as long
             quiet=10.0,
         )
 
@@ -49,7 +49,10 @@ class ScheduledRefreshes(Scenario):
 
     def _schedulers(self, random: Random, processes: int, every: float) -> tuple[Client, ...]:
         slow = random.choice((0.0, 0.5, 2.5))  # also longer than the lease
-        first, second = Schedule(every=every, slow=slow), Schedule(every=every, seconds=2.0, slow=slow)
+        first, second = (
+            Schedule(every=every, seconds=8.0, slow=slow),
+            Schedule(every=every, seconds=2.0, slow=slow),
+        )
         # One that crashes takes its schedule up again with the second.
         return tuple(Client(n, ((random.random(), first), (0.0, second))) for n in range(processes))
 

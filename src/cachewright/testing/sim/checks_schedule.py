@@ -10,7 +10,7 @@ __all__ = ["found_done_is_done", "good_values_stay", "no_run_is_lost", "one_run_
 
 SKEW = 0.5  # seconds by which clocks may differ before a living lease is taken for dead (see `core.lease`)
 ANSWER = 0.5  # seconds that the answer to a swap may take: the lease it placed stood before
-SLACK = 3.0  # seconds: spread, polls, a loader that waits for its database
+SLACK = 2.0  # seconds: spread, polls, a loader that waits for its database
 
 
 def one_run_an_interval(run: Run) -> list[str]:
@@ -34,7 +34,11 @@ def _was_disturbed(run: Run, first: Firing, second: Firing) -> bool:
         if not isinstance(disaster.target, int):
             if disaster.at >= first.time - ANSWER:
                 return True
-        elif f"p{disaster.target}" == first.process and disaster.at + disaster.seconds >= first.time:
+        # The second, where it took the lease first and was paused before it knew.
+        elif (
+            f"p{disaster.target}" in (first.process, second.process)
+            and disaster.at + disaster.seconds >= first.time
+        ):
             return True
     return False
 
@@ -68,8 +72,9 @@ def no_run_is_lost(run: Run) -> list[str]:
         if call.kind != "schedule" or call.outcome != "returned" or not undisturbed or call.end is None:
             continue
         every, slow = call.value.every, call.value.slow
-        # One run under way, its leader's death, and the run of whoever takes over.
-        within = every + 1.3 * max(1.0, every / 2) + 2 * slow + SLACK
+        # One run under way, its leader's death or that of a reader who loads, and the run of whoever takes over.
+        lease = max(1.0, every / 2, run.plan.options["lease"])
+        within = every + 2.6 * lease + 2 * slow + SLACK
         done = [
             f.finished for f in run.history.firings if f.mine and f.key == call.key and f.finished is not None
         ]
