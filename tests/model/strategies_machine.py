@@ -75,6 +75,17 @@ class StrategiesMachine(ChainMachine):
             lambda side: side.do("cache_clear", on=side.functions[side.awaits]),
         )
 
+    @invariant()
+    def an_index_by_arguments_has_nothing_else(self) -> None:
+        """A hit of a decorated function looks at nothing but its index and the node's own deadline."""
+        for side in self.sides:
+            for function in side.functions:
+                for number, (node, _) in function.invalidate.__self__.index.items():
+                    entry = self.model.fresh(f"f:{number}")
+                    if node.deadline > side.clock.time:
+                        assert entry is not None, f"{number}: {node.value!r}"
+                        assert repr(entry.value) == repr(node.value)
+
     # Repositories
 
     def source(self, name: str, id: int, down: str) -> Outcome:

@@ -33,6 +33,7 @@ from tests.model.book import MOST, MOST_BYTES, Book, Kept
 
 NAMES = ["one", "other"]
 keys = st.sampled_from(["a", "b", "c", "d"])
+payloads = st.sampled_from([b"", b"x", b"y" * 15, b"z" * 45])
 lives = st.sampled_from([1.0, 4.0])
 settles = st.sampled_from([0.0, 3.0, 3.0])
 delays = st.sampled_from([0.0, 0.0, 2.0])
@@ -142,6 +143,25 @@ class BufferMachine(RuleBasedStateMachine):
             self.agree(record)
         if found:
             self.claims.append((self.at, token, [(record.key, record.sequence) for record in found]))
+
+    @rule(
+        key=keys,
+        value=st.none() | payloads,
+        newer=st.sampled_from(["no", "no", None, b"n"]),
+        ends=st.sampled_from(["saved", "saved", "unsure", "failed", "dead", "lost"]),
+    )
+    def a_round(self, key: str, value: bytes | None, newer: Any, ends: str) -> None:
+        """What happens most: a write, a flusher's claim, perhaps another write meanwhile, and how the save ended."""
+        self.append({key: value}, 0.0, False)
+        self.claim(1, 4.0, [key], True)
+        if newer != "no":
+            self.append({key: newer}, 0.0, False)
+        if ends in ("saved", "unsure"):
+            self.acknowledge(0, ends == "unsure", 3.0)
+        elif ends == "lost":
+            self.time_passes(4.0)
+        else:
+            self.fail(0, 2.0, ends == "dead", True, True, 3.0)
 
     @rule(choice=which, life=lives)
     def renew(self, choice: int, life: float) -> None:
