@@ -8,10 +8,10 @@ import sys
 from pathlib import Path
 
 import pytest
-from tests.sim.regressions import REGRESSIONS, Regression
-from tests.sim.scenarios import SCENARIOS
 
 from cachewright.testing.sim import Scenario, explore, judge, minimise, play
+from tests.sim.regressions import REGRESSIONS, Regression
+from tests.sim.scenarios import SCENARIOS
 
 SEEDS = 300
 REPEATED = """
