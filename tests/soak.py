@@ -15,6 +15,7 @@ import subprocess
 import sys
 import time
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -79,6 +80,8 @@ def main() -> int:
     begun = time.monotonic()
     until = begun + given.minutes * 60 if given.minutes else float("inf")
     place = _place(given.fresh)
+    if place["chunk"]:
+        print(f"going on after {place['seeds']} seeds; --fresh begins anew")
     chunks = -(-given.seeds // CHUNK)
     place["chunk"], tried, failures = simulate(place["chunk"], chunks, until)
     seconds = time.monotonic() - begun
@@ -86,18 +89,24 @@ def main() -> int:
     place["violations"] += len(failures)
     for failure in failures:
         print(failure, file=sys.stderr)
-    simulated = place["chunk"] >= chunks
     rate = tried / seconds if seconds else 0.0
     figures = {"seeds": place["seeds"], "violations": place["violations"], "seeds_per_second": rate}
+    simulated = place["chunk"] >= chunks
     if given.json:
         print(json.dumps(figures))
     else:
         print(
-            f"{tried} seeds now, {place['seeds']} in all, {rate:.0f} seeds/s, {place['violations']} violations"
+            f"{tried} seeds now, {place['seeds']} of {chunks * CHUNK} in all, {rate:.0f} seeds/s, "
+            f"{place['violations']} violations"
         )
-    if not simulated or failures or time.monotonic() >= until:
+    if not simulated or place["violations"] or time.monotonic() >= until:
         PLACE.write_text(json.dumps(place))
-        return 1 if failures else 0
+        print(
+            "not all of it: the next call goes on"
+            if not simulated
+            else "the tests marked soak are still to run"
+        )
+        return 1 if place["violations"] else 0
     PLACE.unlink(missing_ok=True)
     return subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "-m", "soak", "--timeout=0"], cwd=ROOT, check=False
@@ -105,10 +114,17 @@ def main() -> int:
 
 
 def _place(fresh: bool) -> dict[str, Any]:
-    if fresh or not PLACE.exists():
-        return {"chunk": 0, "seeds": 0, "violations": 0}
-    place: dict[str, Any] = json.loads(PLACE.read_text())
-    return place
+    """Where the last call stopped; the beginning where the code has changed since: its seeds say nothing of this one."""
+    code = sha256()
+    for folder in ("src", "tests/sim"):
+        for path in sorted((ROOT / folder).rglob("*.py")):
+            code.update(path.read_bytes())
+    if not fresh and PLACE.exists():
+        place: dict[str, Any] = json.loads(PLACE.read_text())
+        if place.get("code") == code.hexdigest():
+            return place
+        print("the code has changed since the last call: beginning anew")
+    return {"chunk": 0, "seeds": 0, "violations": 0, "code": code.hexdigest()}
 
 
 if __name__ == "__main__":

@@ -11,11 +11,12 @@ import argparse
 import json
 import sys
 import time
+from random import Random
 from typing import Any
 
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from cachewright.testing.sim import Scenario, explore, minimise
+from cachewright.testing.sim import Scenario, explore, minimise, play
 from tests.sim.scenarios import SCENARIOS
 
 
@@ -32,6 +33,8 @@ def main() -> int:
     parser.add_argument("--minutes", type=float, help="stop after so long, all scenarios together")
     parser.add_argument("--json", action="store_true", help="figures as JSON instead of lines")
     given = parser.parse_args()
+    if given.seeds < 1:
+        parser.error(f"--seeds {given.seeds}: nothing would be tried")
     scenarios = [SCENARIOS[name] for name in given.scenario or SCENARIOS]
     if given.seed is not None:
         return max(_replay(scenario, given.seed) for scenario in scenarios)
@@ -49,6 +52,8 @@ def main() -> int:
 def _replay(scenario: Scenario, seed: int) -> int:
     _, failure = explore(scenario, [seed])
     if failure is None:
+        plan = scenario.plan(Random(f"{scenario.name}/{seed}"))
+        print(play(plan, seed).history.timeline())
         print(f"{scenario.name}, seed {seed}: every promise held")
         return 0
     print(minimise(failure))

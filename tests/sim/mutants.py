@@ -25,6 +25,8 @@ from tests.sim.mutations import MUTANTS, Mutant
 
 ROOT = Path(__file__).parents[2]
 SEEDS = 20_000
+TURN = 500
+CRASHES = ("AttributeError(", "NameError(", "TypeError(", "UnboundLocalError(")
 
 
 class _Loader(SourceFileLoader):
@@ -62,12 +64,15 @@ def hunt(mutant: Mutant, seeds: int) -> dict[str, Any] | None:
     from cachewright.testing.sim import explore
     from tests.sim.scenarios import SCENARIOS
 
-    left = seeds
-    for name in mutant.scenarios:
-        tried, failure = explore(SCENARIOS[name], range(left))
-        left -= tried
-        if failure is not None:
-            return {"scenario": name, "seeds": seeds - left, "violation": failure.violations[0]}
+    tried = 0
+    for start in range(0, seeds, TURN):  # the scenarios take turns: the first must not use all seeds up
+        for name in mutant.scenarios:
+            more, failure = explore(SCENARIOS[name], range(start, start + min(TURN, seeds - tried)))
+            tried += more
+            if failure is not None:
+                return {"scenario": name, "seeds": tried, "violation": failure.violations[0]}
+            if tried >= seeds:
+                return None
     return None
 
 
@@ -85,7 +90,10 @@ def _in_a_process(mutant: Mutant, seeds: int) -> dict[str, Any]:
     if done.returncode:  # a mutant that does not even run shows nothing about the checks
         last = (done.stderr.strip().splitlines() or ["it ended without a word"])[-1]
         return {"name": mutant.name, "seconds": seconds, "found": None, "broken": last}
-    return {"name": mutant.name, "seconds": seconds, "found": json.loads(done.stdout)}
+    found = json.loads(done.stdout)
+    if found is not None and any(crash in found["violation"] for crash in CRASHES):
+        return {"name": mutant.name, "seconds": seconds, "found": None, "broken": found["violation"]}
+    return {"name": mutant.name, "seconds": seconds, "found": found}
 
 
 def main() -> int:
@@ -94,10 +102,19 @@ def main() -> int:
     parser.add_argument("--seeds", type=int, default=SEEDS, help="at most so many for each mutant")
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="how many at once")
     parser.add_argument("--json", action="store_true", help="the results as JSON")
+    parser.add_argument(
+        "--list", action="store_true", help="their names, and the scenarios that must catch them"
+    )
     parser.add_argument("--hunt", help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.hunt:
         print(json.dumps(hunt(MUTANTS[given.hunt], given.seeds)))
+        return 0
+    unknown = [name for name in given.only or () if name not in MUTANTS]
+    if unknown:
+        parser.error(f"--only {unknown[0]}: there is no such mutant; --list names them")
+    if given.list:
+        print("\n".join(f"{name:<56} {', '.join(mutant.scenarios)}" for name, mutant in MUTANTS.items()))
         return 0
     wanted = [mutant for name, mutant in MUTANTS.items() if not given.only or name in given.only]
     results = []
