@@ -187,3 +187,35 @@ def test_a_loader_that_exits_ends_its_own_load_only() -> None:
                 cache.get_or_set(f"k{n}", leave, load_timeout=30)
         assert cache.get_or_set("k0", lambda: 1, load_timeout=30) == 1
         assert len(cache.engine.state.flights) == 0
+
+
+@pytest.mark.parametrize("wanted", ["a", "b"])
+def test_a_circle_through_a_batch_is_seen(wanted: str) -> None:
+    with Cache() as cache:
+        in_batch, in_c = threading.Event(), threading.Event()
+        errors: list[BaseException] = []
+
+        def load_many(keys: list[str]) -> dict[str, object]:
+            in_batch.set()
+            assert in_c.wait(20)
+            return {key: cache.get_or_set("c", lambda: 3) for key in keys}
+
+        def load_c() -> object:
+            in_c.set()
+            assert in_batch.wait(20)
+            return cache.get_or_set(wanted, lambda: 1)
+
+        def run(work: Callable[[], object]) -> None:
+            try:
+                work()
+            except RecursiveLoadError as error:
+                errors.append(error)
+
+        threads = [
+            in_thread(partial(run, lambda: cache.get_or_set_many(["a", "b"], load_many))),
+            in_thread(partial(run, lambda: cache.get_or_set("c", load_c))),
+        ]
+        for thread in threads:
+            thread.join(20)
+        assert not any(thread.is_alive() for thread in threads), "they wait for each other"
+        assert errors

@@ -174,8 +174,8 @@ class _Batch:
             if key in self.flights:
                 state.flights.reached(self.flights[key], Phase.LOADING)
         state.stats.misses += len(keys)
-        flight = self.flights.get(keys[0])
-        context = LoadContext(state, keys[0], self.options, MISSING, flight, also=frozenset(keys))
+        flights = [self.flights[key] for key in keys if key in self.flights]
+        context = LoadContext(state, keys[0], self.options, MISSING, flights, also=frozenset(keys))
         try:
             loaded = await run_loader(state, rt, lambda: self.loader(keys), context)
         except Exception as error:

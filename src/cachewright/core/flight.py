@@ -19,7 +19,7 @@ from __future__ import annotations
 import contextvars
 import enum
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from cachewright.errors import RecursiveLoadError, WouldDeadlockError
@@ -64,7 +64,7 @@ class LoadContext:
         stale: the stale value that is being replaced, or `MISSING`.
     """
 
-    __slots__ = ("active", "also", "flight", "key", "options", "outer", "owner", "stale")
+    __slots__ = ("active", "also", "flights", "key", "options", "outer", "owner", "stale")
 
     def __init__(
         self,
@@ -72,10 +72,11 @@ class LoadContext:
         key: str,
         options: Options,
         stale: Any,
-        flight: Flight | None,
+        flights: Iterable[Flight],
         also: frozenset[str] = frozenset(),
     ) -> None:
-        self.owner, self.key, self.options, self.stale, self.flight = owner, key, options, stale, flight
+        self.owner, self.key, self.options, self.stale = owner, key, options, stale
+        self.flights = tuple(flights)  # all that this loader is to end: whoever waits for any of them waits for it
         self.also = also  # further keys of a batch
         self.outer = _LOADING.get()
         self.active = True
@@ -188,8 +189,8 @@ class Flights:
             flight.waiters.append(waiter)
             if flight.phase >= Phase.LOADING:
                 flight.joined_late = True
-            if context is not None and context.flight is not None:
-                context.flight.waits_for.append(flight)
+            for mine in context.flights if context is not None else ():
+                mine.waits_for.append(flight)
             return flight, (flight.phase, flight.round), waiter
 
     def lead(self, owner: object, key: str) -> Flight | None:
@@ -203,11 +204,11 @@ class Flights:
 
     @staticmethod
     def _check_circle(context: LoadContext, flight: Flight, key: str) -> None:
-        mine = set()
+        mine: set[Flight] = set()
         outer: LoadContext | None = context
         while outer is not None:
-            if outer.active and outer.flight is not None:
-                mine.add(outer.flight)
+            if outer.active:
+                mine.update(outer.flights)
             outer = outer.outer
         todo, seen = [flight], set[Flight]()
         while todo:
@@ -224,8 +225,9 @@ class Flights:
             if waiter in flight.waiters:
                 flight.waiters.remove(waiter)
             context = current_load()
-            if context is not None and context.flight is not None and flight in context.flight.waits_for:
-                context.flight.waits_for.remove(flight)
+            for mine in context.flights if context is not None else ():
+                if flight in mine.waits_for:
+                    mine.waits_for.remove(flight)
 
     def reached(self, flight: Flight, phase: Phase) -> None:
         """The flight is now that far; a new round of reading goes back."""

@@ -235,7 +235,7 @@ class Leading:
         state, plan = self.state, self.plan
         state.flights.reached(self.flight, Phase.LOADING)
         state.stats.misses += 1
-        context = LoadContext(state, plan.key, plan.options, self.stale, self.flight)
+        context = LoadContext(state, plan.key, plan.options, self.stale, (self.flight,))
         return await run_loader(state, self.rt, plan.loader, context)
 
     async def _found_below(self, held: Held, below: Below, entry: StoredEntry) -> Result:
