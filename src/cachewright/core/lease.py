@@ -93,7 +93,10 @@ class Held:
         self.stop_heartbeat()
         if self.is_over():
             return False
-        while (new := slots.commit_load(self.slot, self.token, entry, nonce=rt.new_id())) is not None:
+        for _ in range(MAX_REFUSED):
+            new = slots.commit_load(self.slot, self.token, entry, nonce=rt.new_id())
+            if new is None:
+                return False
             self.sent = rt.monotonic()
             try:
                 swapped = await self.level.swap_one(rt, self.key, self.slot, new)
@@ -115,7 +118,7 @@ class Held:
         self.stop_heartbeat()
         if self.is_over():
             return False
-        while True:
+        for _ in range(MAX_REFUSED):
             mine, new = slots.abandon(self.slot, self.token, nonce=rt.new_id(), retry_at=retry_at)
             if not mine:
                 return False
@@ -126,6 +129,7 @@ class Held:
             if swapped.done:
                 return True
             self.slot = swapped.current
+        return False
 
 
 async def commit_all(rt: Runtime, pairs: Sequence[tuple[Held, StoredEntry]]) -> list[bool]:

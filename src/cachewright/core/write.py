@@ -19,9 +19,10 @@ import msgspec
 
 from cachewright.core import slot as slots
 from cachewright.core.breaker import NAMESPACE_TAG
+from cachewright.core.lease import MAX_REFUSED
 from cachewright.core.slot import NEVER, Intent, Slot, StoredEntry
 from cachewright.core.state import State, now_ms
-from cachewright.errors import NotSaved, TierError, TierUnavailable
+from cachewright.errors import NotSaved, TierError, TierProtocolError, TierUnavailable
 from cachewright.options import MISSING, Options
 from cachewright.runtime.base import Runtime
 from cachewright.tiers.base import Swap
@@ -250,16 +251,23 @@ async def _begin(
         failed = error
     if failed is not None:
         state.chain.authority.missed(rt, keys)
-    below = await drop_lowers(state, rt, keys)
-    state.kill_local(keys)
-    if below is not None and state.strict:
-        raise below
-    return marks, _Writing(writes)
+    writing = _Writing(writes)
+    try:
+        below = await drop_lowers(state, rt, keys)
+        state.kill_local(keys)
+        if below is not None and state.strict:
+            raise below
+    except BaseException:
+        # Cancelled, or refused: nothing was saved, and an intent that is left would forbid storing for its whole life.
+        placed = _Writing([one for one in writes if one.confirmed])
+        await _finish(state, rt, placed, {}, failed=True)
+        raise
+    return marks, writing
 
 
 async def _place(state: State, rt: Runtime, writes: list[_Write]) -> None:
     todo = writes
-    while todo:
+    for _ in range(MAX_REFUSED):
         swaps = []
         for one in todo:
             one.id = rt.new_id()  # fresh in every send: an id whose fate is unknown is never used again
@@ -276,6 +284,14 @@ async def _place(state: State, rt: Runtime, writes: list[_Write]) -> None:
             if not swapped.done:
                 refused.append(one)
         todo = refused
+        if not todo:
+            return
+    raise _refuses(state)
+
+
+def _refuses(state: State) -> TierProtocolError:
+    name = state.chain.authority.tier.name
+    return TierProtocolError(name, f"refused {MAX_REFUSED:,} swaps of a write in a row")
 
 
 async def _beat(state: State, rt: Runtime, writing: _Writing) -> bool:
@@ -319,8 +335,12 @@ async def _finish(
     error: TierError | None = below
     todo = writing.keys
     try:
-        while todo:
+        for _ in range(MAX_REFUSED):
             todo = await _finish_round(state, rt, todo, entries, failed)
+            if not todo:
+                break
+        else:
+            raise _refuses(state)
         if unguarded:
             await state.chain.authority.drop(rt, unguarded)
     except TierError as caught:

@@ -98,7 +98,7 @@ class LeaseLock:
         return slot is not None and slot.lease is not None and not Watch().is_dead(self._rt, slot)
 
     async def _take(self, wait: bool) -> bool:
-        rt, authority, watch = self._rt, self._state.chain.authority, Watch()
+        rt, authority, watch, refused = self._rt, self._state.chain.authority, Watch(), 0
         while True:
             try:
                 slot = (await authority.read(rt, (self._key,)))[0].get(self._key)
@@ -117,7 +117,11 @@ class LeaseLock:
                         self._held = Held(self._state, authority, self._key, verdict.token, verdict.slot)
                         self._held.start_heartbeat(rt)
                         return True
-                    continue  # somebody else's change came first
+                    refused += 1  # somebody else's change came first
+                    if wait or refused < 5:
+                        await watch.pause(rt)
+                        continue
+                    return False
             except TierUnavailable:
                 if self._state.strict:
                     raise
