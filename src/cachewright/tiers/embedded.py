@@ -14,7 +14,6 @@ Loopback only, a random password that is never printed, files readable by their 
 from __future__ import annotations
 
 import atexit
-import contextlib
 import fcntl
 import importlib.util
 import json
@@ -26,12 +25,12 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Self
 
 from cachewright.errors import MissingExtraError, TierProtocolError, TierUnavailable
 from cachewright.runtime.process import LOOPBACK, wait_until
+from cachewright.tiers.embedded_folder import locked, open_lock, private_folder
 from cachewright.tiers.redis_process import RedisProcess, ask
 
 __all__ = ["EmbeddedServer", "ValkeyProcess", "valkey_binary"]
@@ -149,7 +148,7 @@ class _Attachment:
         self._users_fd: int | None = None
 
     def start(self) -> None:
-        _private_folder(self.base)
+        private_folder(self.base)
         deadline = time.monotonic() + _START_TIMEOUT
         while not self._attach(deadline):
             if time.monotonic() >= deadline:
@@ -161,8 +160,8 @@ class _Attachment:
 
     def _attach(self, deadline: float) -> bool:
         """Become a user; start a keeper if there is no server. False while a keeper is ending its server."""
-        with _locked(self.base / "start.lock", deadline):
-            users = _open_lock(self.base / "users.lock")
+        with locked(self.base / "start.lock", deadline):
+            users = open_lock(self.base / "users.lock")
             try:
                 fcntl.flock(users, fcntl.LOCK_SH | fcntl.LOCK_NB)
             except BlockingIOError:
@@ -222,7 +221,7 @@ class _Attachment:
         inherited = self._users_fd
         if inherited is None:
             return
-        own = _open_lock(self.base / "users.lock")
+        own = open_lock(self.base / "users.lock")
         fcntl.flock(
             own, fcntl.LOCK_SH
         )  # granted at once: the inherited descriptor still holds the shared lock
@@ -249,43 +248,9 @@ def _after_fork() -> None:
 os.register_at_fork(after_in_child=_after_fork)
 
 
-def _private_folder(base: Path) -> None:
-    base.mkdir(mode=0o700, parents=True, exist_ok=True)
-    facts = base.stat()
-    if facts.st_uid != os.getuid():
-        raise TierUnavailable("embedded", f"{base} belongs to another user")
-    if facts.st_mode & 0o077:
-        base.chmod(0o700)
-
-
-def _open_lock(path: Path) -> int:
-    return os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-
-
-@contextlib.contextmanager
-def _locked(path: Path, deadline: float) -> Iterator[None]:
-    descriptor = _open_lock(path)
-    try:
-        while True:
-            try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                if time.monotonic() >= deadline:
-                    raise TierUnavailable(
-                        "embedded", f"another process holds {path} and does not go on"
-                    ) from None
-                time.sleep(0.01)
-        yield
-    finally:
-        # Not by closing alone: a process forked meanwhile would keep the lock through its copy of the descriptor.
-        fcntl.flock(descriptor, fcntl.LOCK_UN)
-        os.close(descriptor)
-
-
 def _server_exists(base: Path) -> bool:
     """Say whether a keeper lives: it holds this lock from its first moment to its last."""
-    descriptor = _open_lock(base / "keeper.lock")
+    descriptor = open_lock(base / "keeper.lock")
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         fcntl.flock(descriptor, fcntl.LOCK_UN)
@@ -298,7 +263,7 @@ def _server_exists(base: Path) -> bool:
 
 def _start_keeper(base: Path) -> subprocess.Popen[bytes]:
     (base / "server.json").unlink(missing_ok=True)
-    keeper_lock = _open_lock(base / "keeper.lock")
+    keeper_lock = open_lock(base / "keeper.lock")
     log = os.open(base / "server.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
     try:
         fcntl.flock(
@@ -327,7 +292,7 @@ def _keep(base: Path) -> int:
     """Run the keeper: own the server until the last user has gone."""
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     note = base / "server.json"
-    users = _open_lock(base / "users.lock")
+    users = open_lock(base / "users.lock")
     server = ValkeyProcess(
         folder=base,
         password=secrets.token_urlsafe(24),
