@@ -61,14 +61,15 @@ class Ours:
     """What their suites ask of who uses them; and every cache that a test makes is closed."""
 
     backend = "cachewright"
+    _made: list[Cache]
 
     @classmethod
     def setup_class(cls) -> None:
         """Theirs makes a backend to see whether it is installed; its address is not known yet."""
 
     @pytest.fixture(autouse=True)
-    def _arguments(self, store: str, namespace: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-        made: list[Cache] = []
+    def _arguments(self, store: str, namespace: str, monkeypatch: pytest.MonkeyPatch) -> None:
+        made = self._made = []
 
         class Recorded(Cache):
             def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -77,8 +78,11 @@ class Ours:
 
         monkeypatch.setattr("cachewright.integrations.dogpile.Cache", Recorded)
         self.config_args = {"arguments": {"tiers": [store], "namespace": namespace}}
-        yield
-        for cache in made:
+
+    def teardown_method(self, method: Any) -> None:
+        """Theirs deletes what was stored, when all fixtures have ended already."""
+        super().teardown_method(method)  # type: ignore[misc]
+        for cache in self._made:
             cache.close()
 
 
