@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 import hypothesis
 import psutil
 import pytest
+from tests import invariants
 
 from cachewright.runtime.process import ServerProcess
 from cachewright.testing.servers import (
@@ -36,6 +37,11 @@ hypothesis.settings.register_profile("cachewright", deadline=None, print_blob=Tr
 hypothesis.settings.load_profile("cachewright")
 
 _MARK = "CACHEWRIGHT_TEST_SESSION"
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """A hook of this file alone would not hear of fixtures of the session."""
+    config.pluginmanager.register(invariants)
 
 
 def pytest_make_parametrize_id(config: pytest.Config, val: object, argname: str) -> str | None:
@@ -81,6 +87,15 @@ def _describe(process: psutil.Process) -> str | None:
         return f"{process.pid} {process.status()} {words or process.name()}"
     except psutil.NoSuchProcess:
         return None
+
+
+@pytest.fixture(autouse=True)
+def nothing_left_behind(request: pytest.FixtureRequest) -> Iterator[None]:
+    """After every test, and after all its other fixtures: no flight, thread, connection, … (`invariants`)."""
+    watch, failures = invariants.Invariants(), request.session.testsfailed
+    yield
+    if request.session.testsfailed == failures and (left := watch.left_behind()):
+        pytest.fail("the test left behind:\n" + "\n".join(left), pytrace=False)
 
 
 @pytest.fixture
