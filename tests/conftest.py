@@ -16,7 +16,6 @@ from typing import Any, TypeVar
 import hypothesis
 import psutil
 import pytest
-from tests import invariants
 
 from cachewright.runtime.process import ServerProcess
 from cachewright.testing.servers import (
@@ -29,6 +28,7 @@ from cachewright.testing.servers import (
     ValkeyServer,
 )
 from cachewright.tiers.embedded_cluster import ClusterProcesses
+from tests import invariants
 
 Server = TypeVar("Server", bound=ServerProcess | ClusterProcesses)
 
