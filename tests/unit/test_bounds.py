@@ -32,7 +32,7 @@ class Refusing(SimTier):
 def test_a_write_over_a_store_that_refuses_every_swap_ends_before_its_save() -> None:
     saved: list[object] = []
     with Cache(Refusing()) as cache:
-        users = cache.repository("r", load=lambda id: id, save=lambda id, value: saved.append(value))
+        users = cache.repository("r", load=str, save=lambda one, value: saved.append(value))
         with pytest.raises(TierProtocolError, match="refused 1,000 swaps"):
             users.put("k", 1)
     assert saved == []
