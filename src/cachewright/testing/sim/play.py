@@ -8,12 +8,14 @@ from collections.abc import Coroutine, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import msgspec
+
 from cachewright.behind.buffers.base import Record
 from cachewright.testing.sim.buffer import SimBuffer, new_scope
 from cachewright.testing.sim.history import History
 from cachewright.testing.sim.plan import Client, Disaster, Plan
-from cachewright.testing.sim.seat import Scene, Seat
-from cachewright.testing.sim.world import Dead, Process, Task, World
+from cachewright.testing.sim.seat import NAMESPACE, Scene, Seat
+from cachewright.testing.sim.world import EPOCH, Dead, Process, Task, World
 
 __all__ = ["Run", "play"]
 
@@ -28,7 +30,7 @@ class Run:
         plan, seed: what was carried out.
         history: what happened.
         hung: whether a call did not end although time and steps were plenty.
-        looks: after all was quiet: what each process, and each part of the chain, had for each key.
+        looks: after all was quiet: what each process, and each server, had for each key.
         reads: the same for reads of a repository that writes behind.
         left: what its buffer still held.
         scene: servers and database as they stood in the end.
@@ -163,13 +165,36 @@ class Run:
     def _look_once_more(self) -> None:
         for process in self.processes:
             self._look(self.seats[process.name], process.name)
-        chain = self.plan.chain
-        for n, name in enumerate(chain):
-            if name == "memory":
-                continue
-            judge = Process(self.world, f"judge of {name}")
-            self.processes.append(judge)
-            self._look(Seat(self.scene, judge, chain[n:]), name)
+        servers = [name for name in self.plan.chain if name != "memory"]
+        if not servers:
+            return
+        authority, *lowers = servers
+        judge = Process(self.world, f"judge of {authority}")
+        self.processes.append(judge)
+        self._look(Seat(self.scene, judge, tuple(servers)), authority)
+        for name in lowers:
+            self.looks += [(name, *row) for row in self._rows(name, authority)]
+
+    def _rows(self, name: str, authority: str) -> Iterator[tuple[str, Any]]:
+        """What a lower tier would give for each key if the authority lost it.
+
+        Its rows are judged as they stand: a cache of the lower tier alone would find no generations there, and take
+        every entry that has tags for invalid.
+        """
+        store, generations = self.scene.servers[name].store, self.scene.servers[authority].store.generations
+        seat = self.seats[self.processes[0].name]
+        stamped = seat.cache.engine.state.chain.stamped
+        for key in self.plan.keys:
+            for called in (key, seat.repository.key_for(key)):
+                slot = store.get(f"{NAMESPACE}:{called}")
+                if slot is None or slot.entry is None or slot.intents:
+                    continue
+                entry = slot.entry
+                stand = [generations.get(f"{NAMESPACE}:{tag}") for tag, _ in entry.tags]
+                born = [mark for _, mark in entry.tags]
+                is_valid = [one.mark for one in stand if one is not None] == born and (born or not stamped)
+                if is_valid and (EPOCH + self.world.time) * 1000 < entry.fresh_until:
+                    yield key, msgspec.msgpack.decode(entry.payload)
 
     def _look(self, seat: Seat, who: str) -> None:
         task = seat.process.spawn(_look(self, seat, who), "look")
