@@ -10,6 +10,13 @@ _LEASE, _WRITE, _LOAD = "cachewright.core.lease", "cachewright.core.write", "cac
 
 LOADS_AND_WRITES = (
     Mutant(
+        "nothing_that_is_kept_is_ever_found",
+        _SLOT,
+        "    if entry is not None and now < entry.fresh_until and not forced:\n        return Hit(entry)\n",
+        "",
+        _LOADS,
+    ),
+    Mutant(
         "a_load_commits_without_its_lease",
         _SLOT,
         "    if not holds(slot, token):\n        return None\n    return Slot(nonce, entry=entry)",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from random import Random
 
-from cachewright.testing.sim import checks
+from cachewright.testing.sim import checks, checks_loads
 from cachewright.testing.sim.network import Faults
 from cachewright.testing.sim.ops import ChangeUnder, Put, RepositoryGet, RepositoryRead
 from cachewright.testing.sim.plan import Client, Disaster, Op, Plan
@@ -24,6 +24,7 @@ class WritesNow(Scenario):
         checks.every_call_ends,
         checks.nobody_inherits_a_fate,
         checks.agreement_in_the_end,
+        checks_loads.what_is_loaded_is_kept,
     )
 
     def plan(self, random: Random) -> Plan:
