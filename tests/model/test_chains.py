@@ -28,7 +28,7 @@ EXAMPLES = {"memory": 25, "memory > sqlite": 15, "cluster": 5}
 
 
 @pytest.mark.parametrize("chain", CHAINS)
-@pytest.mark.parametrize("examples", [None, pytest.param(1500, marks=pytest.mark.soak)])
+@pytest.mark.parametrize("examples", [None, pytest.param(300, marks=pytest.mark.soak)])
 def test_a_chain_does_as_the_reference(
     chain: str, examples: int | None, make_side: Callable[..., Any], caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -32,7 +32,7 @@ def three(a: Any, b: Any, c: Any) -> None: ...
 
 
 FUNCTIONS = [pair, with_defaults, positional, variable, named, anything]
-how_often = pytest.mark.parametrize("examples", [150, pytest.param(50_000, marks=pytest.mark.soak)])
+how_often = pytest.mark.parametrize("examples", [150, pytest.param(5000, marks=pytest.mark.soak)])
 
 # Few and alike, so that two draws are often equal, and more often nearly so.
 scalars = st.one_of(

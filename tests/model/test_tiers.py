@@ -340,7 +340,7 @@ def url(kind: str, request: pytest.FixtureRequest, tmp_path: Path) -> str:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("examples", [15, pytest.param(1500, marks=pytest.mark.soak)])
+@pytest.mark.parametrize("examples", [15, pytest.param(300, marks=pytest.mark.soak)])
 def test_a_tier_holds_what_the_model_holds(kind: str, examples: int, url: str, namespace: str) -> None:
     made = itertools.count()
 
