@@ -118,6 +118,18 @@ class EmbeddedServer:
                 self._server.close()
                 self._server = None
 
+    def find(self) -> str | None:
+        """Say where a shared server is now, for a user who gets no answer; start one if its keeper has died.
+
+        None: nowhere as yet, or this server is private or stopped.
+
+        Raises:
+            TierUnavailable: none could be started.
+            OSError: the folder cannot be used.
+        """
+        with _lock:
+            return self._server.find() if isinstance(self._server, _Attachment) else None
+
     def __enter__(self) -> Self:
         self.start()
         return self
@@ -174,6 +186,16 @@ class _Attachment:
                 raise
             self._users_fd = users
             return True
+
+    def find(self) -> str | None:
+        """As `EmbeddedServer.find`. The shared lock is held all the while: a new keeper sees that it has a user."""
+        deadline = time.monotonic() + _START_TIMEOUT
+        with locked(self.base / "start.lock", deadline):
+            if not _server_exists(self.base):
+                self._find_or_start(deadline)
+                return self.url
+            # Not waited for: its server may hang, or be starting or ending. The next look sees more.
+            return self.url if self._read_note() else None
 
     def _find_or_start(self, deadline: float) -> None:
         keeper: subprocess.Popen[bytes] | None = None
