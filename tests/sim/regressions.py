@@ -188,4 +188,20 @@ REGRESSIONS: tuple[Regression, ...] = (
             ),
         ),
     ),
+    Regression(
+        # A lower tier missed a drop; before its replay another process filled the authority from there, for good.
+        "a_lower_tier_that_was_late_to_lose_a_key",
+        7,
+        SCENARIOS["outages"],
+        Plan(
+            chain=("redis", "redis2"),
+            processes=2,
+            network=Faults(before=0.1, slow=0.0),
+            options={"ttl": 1000},
+            clients=(
+                Client(0, ((0.0, Read()), (0.2, Change()))),
+                Client(1, ((0.25, Read()), *((0.02, Read()),) * 8)),
+            ),
+        ),
+    ),
 )

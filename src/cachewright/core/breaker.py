@@ -34,6 +34,7 @@ class Level:
 
     def __init__(self, tier: Tier, hub: Hub) -> None:
         self.tier = tier
+        self.above: Level | None = None  # the authority, where this is a tier below it
         self._hub = hub
         # Each with a number of its own: what is missed again while it is being replayed is not forgotten with it.
         self._missed_keys: dict[str, int] = {}
@@ -252,12 +253,21 @@ class Level:
             with self._lock:
                 self._replaying = False
                 if done:
-                    for missed, replayed in (
-                        (self._missed_keys, missed_keys),
-                        (self._missed_tags, missed_tags),
-                    ):
-                        for name, number in replayed.items():
-                            if missed.get(name) == number:
-                                del missed[name]
+                    _forget(self._missed_keys, missed_keys)
+                    _forget(self._missed_tags, missed_tags)
                     if self._missed_all == everything:
                         self._missed_all = 0
+        self._tell_above(rt, keys, bool(everything))
+
+    def _tell_above(self, rt: Runtime, keys: Sequence[str], everything: bool) -> None:
+        """The authority too drops what this tier was late to lose: others who reached it may have filled it up since."""
+        if self.above is not None and keys:
+            self.above.missed(rt, keys)
+        if self.above is not None and everything:
+            self.above._note_all(rt)
+
+
+def _forget(missed: dict[str, int], replayed: Mapping[str, int]) -> None:
+    for name, number in replayed.items():
+        if missed.get(name) == number:
+            del missed[name]

@@ -46,6 +46,8 @@ class Chain:
         self.levels = tuple(levels)
         self.authority = levels[0]
         self.lowers = self.levels[1:]
+        for lower in self.lowers:
+            lower.above = self.authority
         self.in_memory = self.authority.tier.holds_objects
         # Where `clear` cannot find all slots, every entry carries the namespace's own tag.
         self.stamped = any(not level.tier.scannable for level in self.levels)

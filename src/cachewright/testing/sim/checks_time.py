@@ -103,7 +103,9 @@ def no_error_where_a_stale_value_may_answer(run: Run) -> list[str]:
             continue  # asks for a new value, and gets no other
         # A load of many keys fails for all where it fails for one that nothing stands for.
         parts = [one for one in run.history.calls if (one.client, one.steps) == (call.client, call.steps)]
-        if all(any(_standing(run, one, window)) for one in parts):
+        # Whoever joined a load gets its error, also where it had begun before that value came to stand.
+        begun = min((one.start for one in run.history.loads if one.error is call.error), default=call.start)
+        if all(any(_end(load) <= begun for load in _standing(run, one, window)) for one in parts):
             found.append(
                 f"{_who(call)} failed although a value stood for {call.key}: it raised {call.error!r}"
             )
