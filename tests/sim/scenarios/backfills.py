@@ -9,7 +9,7 @@ from cachewright.testing.sim.network import Faults
 from cachewright.testing.sim.ops import Change, ChangeUnder, Get, Put, Read, RepositoryGet, RepositoryRead
 from cachewright.testing.sim.plan import Disaster, Op, Plan
 from cachewright.testing.sim.scenario import Scenario
-from tests.sim.scenarios.drawing import clients_of, disasters_of
+from tests.sim.scenarios.drawing import LOCAL_TTLS, clients_of, disasters_of
 
 BOTH = (("redis", "redis2"), ("memory", "redis", "redis2"), ("redis", "memcached"))
 
@@ -50,5 +50,5 @@ class Backfills(Scenario):
             processes=processes,
             network=Faults(slow=random.choice((0.05, 0.3))),
             disasters=disasters,
-            options={"ttl": 1000},
+            options={"ttl": 1000, "local_ttl": random.choice(LOCAL_TTLS)},
         )

@@ -9,6 +9,7 @@ from cachewright.testing.sim.ops import Cancelled
 from cachewright.testing.sim.plan import Client, Disaster, DisasterKind, Op
 
 CHAINS = (("redis",), ("redis", "redis2"), ("memory", "redis"), ("memory", "redis", "redis2"), ("memcached",))
+LOCAL_TTLS = (0.01, 5.0)  # the short one lets others' changes be looked for behind memory too
 
 
 def ops_of(

@@ -9,7 +9,7 @@ from cachewright.testing.sim.network import Faults
 from cachewright.testing.sim.ops import Change, Get, Read, Refresh
 from cachewright.testing.sim.plan import Op, Plan
 from cachewright.testing.sim.scenario import Scenario
-from tests.sim.scenarios.drawing import CHAINS, clients_of
+from tests.sim.scenarios.drawing import CHAINS, LOCAL_TTLS, clients_of
 
 
 class LoadsAndChanges(Scenario):
@@ -33,5 +33,5 @@ class LoadsAndChanges(Scenario):
             clients=clients_of(random, processes, choices, random.choice((0.0, 0.0, 0.2))),
             processes=processes,
             network=Faults(slow=random.choice((0.05, 0.3))),
-            options={"ttl": 1000},
+            options={"ttl": 1000, "local_ttl": random.choice(LOCAL_TTLS)},
         )

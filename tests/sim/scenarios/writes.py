@@ -10,7 +10,7 @@ from cachewright.testing.sim.ops import ChangeUnder, Put, RepositoryGet, Reposit
 from cachewright.testing.sim.plan import Client, Disaster, Op, Plan
 from cachewright.testing.sim.scenario import Scenario
 from cachewright.testing.sim.setting import Writes
-from tests.sim.scenarios.drawing import CHAINS, clients_of, disasters_of, ops_of
+from tests.sim.scenarios.drawing import CHAINS, LOCAL_TTLS, clients_of, disasters_of, ops_of
 
 NOW: tuple[Writes, ...] = ("through", "around")
 
@@ -39,7 +39,7 @@ class WritesNow(Scenario):
             writes=random.choice(NOW),
             disasters=disasters_of(random, 2, ("crash", "pause"), range(processes)),
             database=Faults(before=0.05, after=0.05, late=0.03),
-            options={"ttl": 1000},
+            options={"ttl": 1000, "local_ttl": random.choice(LOCAL_TTLS)},
         )
 
 
@@ -63,5 +63,5 @@ class WritersThatCrash(Scenario):
             network=slow,
             database=slow,
             disasters=(Disaster(0.05 + random.random() * 0.8, "crash", 0, 0.2),),
-            options={"ttl": 1000},
+            options={"ttl": 1000, "local_ttl": random.choice(LOCAL_TTLS)},
         )
