@@ -60,6 +60,20 @@ SURROUNDINGS = (
         ("atomic",),
     ),
     Mutant(
+        "memory_is_not_told_of_own_edits",
+        "cachewright.core.edit",
+        "        if done:\n            state.kill_local((key,))\n            return True",
+        "        if done:\n            return True",
+        ("atomic",),
+    ),
+    Mutant(
+        "an_edit_leaves_the_lower_tiers",
+        "cachewright.core.edit",
+        "        failed = await drop_lowers(state, rt, (key,))\n",
+        "        failed = None\n",
+        ("atomic",),
+    ),
+    Mutant(
         "a_fill_from_below_begins_a_new_life",
         _LEADING,
         "                if below.entry is not None:\n                    return",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from cachewright.testing.sim.history import Call
 from cachewright.testing.sim.linearize import MISSING_NUMBER, Atom, Operation, is_linearizable
@@ -27,13 +27,19 @@ def linearizable(run: Run) -> list[str]:
     """The results of all operations on a key are those that one copy of it would have given, in some order.
 
     A tier that may have missed a change is told to drop the key before it is used again (see `core.breaker`): from
-    the first call that failed on, the key may vanish at any moment at which a drop landed.
+    the first call that failed on, the key may vanish at any moment at which a drop landed. What the authority evicts
+    vanishes when somebody notices, if a lower tier does not bring it back.
     """
     found = []
     for key in run.plan.keys:
         calls = [call for call in run.history.calls if call.kind == "atom" and call.key == key]
-        operations = [_place(run, call, calls) for call in calls if not _is_hidden(call, calls)]
-        operations += _drops(run, key, calls) + _looks(run, key)
+        plain = [call for call in calls if call.value.kind != "load"]
+        operations: list[_Placed] = [
+            _place(run, call, calls)
+            for call in plain
+            if not _is_hidden(call, calls) and not _is_evicted(run, call)
+        ]
+        operations += _drops(run, key, calls) + _loads(run, calls) + _evictions(run) + _looks(run, key)
         if not is_linearizable(operations, _precedes):
             story = "; ".join(f"{call.client} {call.text} {call.outcome}: {_said(call)}" for call in calls)
             found.append(f"no order of the operations on {key} explains their results: {story}")
@@ -58,6 +64,37 @@ def _is_hidden(call: Call, calls: list[Call]) -> bool:
             for one in calls
         )
     )
+
+
+def _is_evicted(run: Run, call: Call) -> bool:
+    """Whether it found no entry in an authority that was evicted. ``touch`` and ``incr`` look there alone, and change
+    nothing; a read may still bring the entry back from below."""
+    absent = Atom("touch", None, False), Atom("incr", 1, MISSING_NUMBER)
+    below = sum(name != "memory" for name in run.plan.chain) > 1
+    return below and call.value in absent and any(step < call.end_steps for _, step in run.history.evictions)
+
+
+def _loads(run: Run, calls: list[Call]) -> list[_Placed]:
+    """A loaded value is kept where the key is still absent, by the time its call returns.
+
+    Once more, from below, where the authority lost it while the lower tier was still to be told.
+    """
+    found = []
+    for call in calls:
+        if call.value.kind == "load":
+            one = replace(_place(run, call, calls), atom=Atom("add", call.value.argument), known=False)
+            if call.outcome == "returned":
+                one = replace(one, killed=call.end_steps)
+            meanwhile = any(
+                call.steps <= step and time <= one.lands and (one.killed >= step)
+                for time, step in run.history.evictions
+            )
+            found += [one, one] if meanwhile else [one]
+    return found
+
+
+def _evictions(run: Run) -> list[_Placed]:
+    return [_Placed(Atom("delete"), steps, steps, False, begun=time) for time, steps in run.history.evictions]
 
 
 def _precedes(one: Operation, other: Operation) -> bool:
@@ -85,7 +122,7 @@ def _place(run: Run, call: Call, calls: list[Call]) -> Operation:
     return _Placed(atom, call.steps, call.end_steps, known, end + LANDS, killed, call.start)
 
 
-def _drops(run: Run, key: str, calls: list[Call]) -> list[Operation]:
+def _drops(run: Run, key: str, calls: list[Call]) -> list[_Placed]:
     unknown = min((c.steps for c in calls if c.outcome not in (None, "returned")), default=None)
     moments = run.history.drops.get(f"{NAMESPACE}:{key}", ())
     if unknown is None:
@@ -97,7 +134,7 @@ def _drops(run: Run, key: str, calls: list[Call]) -> list[Operation]:
     ]
 
 
-def _looks(run: Run, key: str) -> list[Operation]:
+def _looks(run: Run, key: str) -> list[_Placed]:
     """What every process, and the server, had in the end."""
     values = {who: value for who, one, value in run.looks if one == key}
     names = [process.name for process in run.processes if not process.name.startswith("judge")]

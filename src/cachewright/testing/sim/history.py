@@ -115,6 +115,7 @@ class History:
         self.drops: dict[
             str, list[tuple[float, int]]
         ] = {}  # by key: times and steps at which tiers dropped it
+        self.evictions: list[tuple[float, int]] = []  # times and steps at which a server lost all rows
         self.failures: list[Load] = []  # looks into the buffer that failed: errors of whoever loads there
         self.leases: dict[tuple[str, str], list[float]] = {}  # by task and key: when it asked for the lease
         self.firings: list[Firing] = []

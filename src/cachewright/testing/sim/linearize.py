@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 __all__ = ["MISSING_NUMBER", "Atom", "Operation", "is_linearizable"]
 
-Kind = Literal["get", "set", "add", "touch", "incr", "delete"]
+Kind = Literal["get", "set", "add", "touch", "incr", "delete", "load"]
 MISSING_NUMBER = "no entry"
 """What `Atom.result` is where ``incr`` found nothing to add to."""
 

@@ -11,7 +11,7 @@ from cachewright.testing.sim.linearize import MISSING_NUMBER, Atom
 from cachewright.testing.sim.plan import Op
 from cachewright.testing.sim.seat import Seat
 
-__all__ = ["Add", "Fetch", "Incr", "Remove", "Set", "Touch"]
+__all__ = ["Add", "Fetch", "Incr", "Load", "Remove", "Set", "Touch"]
 
 TTL = 1000.0  # longer than any run: an entry that expired would be one that somebody deleted
 
@@ -88,6 +88,23 @@ class Incr(Op):
                 return MISSING_NUMBER
 
         await _do(seat, self.key, Atom("incr", 1), work, cancelled=cancelled)
+
+
+@dataclass(frozen=True)
+class Load(Op):
+    """``get_or_set``: what it returns says nothing of the entry, which may have changed while the loader ran."""
+
+    key: str = "k"
+
+    async def run(self, seat: Seat, cancelled: bool = False) -> None:
+        value = _number(seat, self.key)
+
+        async def load() -> int:
+            await seat.rt.sleep(seat.rt.random() * 0.01)
+            return value
+
+        work = lambda: seat.cache.aget_or_set(self.key, load, ttl=TTL)  # noqa: E731
+        await _do(seat, self.key, Atom("load", value), work, cancelled=cancelled)
 
 
 @dataclass(frozen=True)

@@ -122,6 +122,7 @@ class Run:
             world.at(world.time + disaster.seconds, lambda: setattr(server, "up", True))
         elif disaster.kind == "evict":
             server.store.rows.clear()
+            self.history.evictions.append((world.time, world.steps))
         elif disaster.kind == "empty":
             server.store.empty()
         elif disaster.kind == "old":
