@@ -19,7 +19,7 @@ import threading
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar
 from weakref import WeakValueDictionary
 
 import msgspec
@@ -33,6 +33,8 @@ from cachewright.tiers.base import Generation, Swap, Swapped, Tier
 from cachewright.tiers.memory_table import DEAD, Node, NodeTable
 
 __all__ = ["DEAD", "MemoryTier", "Node", "Ticket", "deep_copy"]
+
+T = TypeVar("T")
 
 TAG_KILLS = 1024  # tags whose last kill is remembered, for fills whose tags are known only when they arrive
 
@@ -57,28 +59,6 @@ class Ticket:
         self.epoch = epoch
         self.sequence = sequence
         self.taken = taken
-
-
-class _Held:
-    """The lock; on the way out, values of the dead are let go *after* it: their ``__del__`` may call the cache."""
-
-    __slots__ = ("_content", "_lock")
-
-    def __init__(self, content: NodeTable) -> None:
-        self._lock = threading.Lock()
-        self._content = content
-
-    def __enter__(self) -> None:
-        self._lock.acquire()
-
-    def __exit__(self, *_: object) -> None:
-        graves = self._content.graves
-        if graves:
-            self._content.graves = []
-        self._lock.release()
-
-    def locked(self) -> bool:
-        return self._lock.locked()
 
 
 class MemoryTier(Tier):
@@ -118,7 +98,7 @@ class MemoryTier(Tier):
         self.monotonic = self._monotonic = monotonic
         self._now = now
         self._content = NodeTable(max_entries)
-        self._held = _Held(self._content)
+        self._held = threading.Lock()
         self.table: dict[str, Node] = self._content.nodes
         self._pending: WeakValueDictionary[str, _Pending] = WeakValueDictionary()
         self._tag_kills: OrderedDict[str, int] = OrderedDict()
@@ -129,6 +109,18 @@ class MemoryTier(Tier):
     def _now_ms(self) -> int:
         return int(self._now() * 1000)
 
+    def _change(self, work: Callable[[], T]) -> T:
+        """``work`` under the lock: a plain one, as a signal handler may raise inside an ``__enter__`` in Python."""
+        content = self._content
+        with self._held:
+            try:
+                return work()
+            except BaseException:
+                self._kill_all()  # what was interrupted is half done
+                raise
+            finally:  # let go of after the lock: the ``__del__`` of a value may well call the cache
+                _dead, content.graves = content.graves, []
+
     # ------------------------------------------------------------------------------------- as the authority
 
     async def read(
@@ -136,15 +128,17 @@ class MemoryTier(Tier):
     ) -> tuple[dict[str, Slot], dict[str, Generation]]:
         """Slots and generations as they stand; payloads are the objects."""
         monotonic, now = self._monotonic(), self._now_ms()
-        content, found, generations = self._content, {}, {}
-        with self._held:
+        content = self._content
+
+        def look() -> tuple[dict[str, Slot], dict[str, Generation]]:
+            found = {}
             for key in keys:
                 slot = content.standing(key, monotonic, now)
                 if slot is not None:
                     found[key] = slot
-            for tag in tags:
-                if tag in content.generations:
-                    generations[tag] = content.generations[tag]
+            return found, {tag: content.generations[tag] for tag in tags if tag in content.generations}
+
+        found, generations = self._change(look)
         if self.copy:
             found = {key: self._copied(key, slot) for key, slot in found.items()}
         return found, generations
@@ -152,8 +146,7 @@ class MemoryTier(Tier):
     async def swap(self, rt: Runtime, swaps: Sequence[Swap]) -> list[Swapped]:
         """Compares nonces: every header has its own, so equal nonces are equal headers."""
         news = [s.new if s.new is None or _same_entry(s) else self._copied(s.key, s.new) for s in swaps]
-        with self._held:
-            results = [self._swap(swap, new) for swap, new in zip(swaps, news, strict=True)]
+        results = self._change(lambda: [self._swap(s, new) for s, new in zip(swaps, news, strict=True)])
         if not self.copy:
             return results
         return [
@@ -176,8 +169,7 @@ class MemoryTier(Tier):
 
     async def drop(self, rt: Runtime, keys: Sequence[str]) -> list[bool]:
         """Entry and lease go; standing intents stay, contended. True where an entry went."""
-        with self._held:
-            return [self._drop(key) for key in keys]
+        return self._change(lambda: [self._drop(key) for key in keys])
 
     def _drop(self, key: str) -> bool:
         monotonic, now = self._monotonic(), self._now_ms()
@@ -191,8 +183,7 @@ class MemoryTier(Tier):
     async def store(self, rt: Runtime, slots: Mapping[str, Slot]) -> list[bool]:
         """Stores each entry; False where intents stood and it acted as a drop."""
         news = {key: self._copied(key, new) for key, new in slots.items()}
-        with self._held:
-            return [self._store(key, new) for key, new in news.items()]
+        return self._change(lambda: [self._store(key, new) for key, new in news.items()])
 
     def _store(self, key: str, new: Slot) -> bool:
         monotonic, now = self._monotonic(), self._now_ms()
@@ -207,28 +198,34 @@ class MemoryTier(Tier):
         self, rt: Runtime, marks: Mapping[str, bytes], *, only_missing: bool
     ) -> dict[str, Generation]:
         """Sets generations; what was born under another one dies at once, so that hits need not look at tags."""
-        standing = {}
-        with self._held:
+        content = self._content
+
+        def set_each() -> dict[str, Generation]:
+            standing = {}
             for tag, mark in marks.items():
-                current = self._content.generations.get(tag)
+                current = content.generations.get(tag)
                 if current is None or not only_missing:
                     current = Generation(mark, self._now_ms())
-                    self._content.set_generation(tag, current)
-                    self._content.kill_tag(tag, self._monotonic())
+                    content.set_generation(tag, current)
+                    content.kill_tag(tag, self._monotonic())
                 standing[tag] = current
-        return standing
+            return standing
+
+        return self._change(set_each)
 
     async def clear(self, rt: Runtime) -> None:
         """Entries, leases and tickets go; standing intents stay, contended; generations stay."""
-        with self._held:
-            self._kill_all()
-            controls = self._content.controls
-            for key, (slot, ends) in list(controls.items()):
-                kept = slots.drop(slot, nonce=os.urandom(8))
-                if kept is None:
-                    del controls[key]
-                else:
-                    controls[key] = (kept, ends)
+        self._change(self._clear)
+
+    def _clear(self) -> None:
+        self._kill_all()
+        controls = self._content.controls
+        for key, (slot, ends) in list(controls.items()):
+            kept = slots.drop(slot, nonce=os.urandom(8))
+            if kept is None:
+                del controls[key]
+            else:
+                controls[key] = (kept, ends)
 
     # ------------------------------------------------------------------------------- as a local copy above
 
@@ -267,7 +264,8 @@ class MemoryTier(Tier):
         if self.copy:
             value = deep_copy(ticket.key, value)
         kept = msgspec.structs.replace(entry, payload=value)
-        with self._held:
+
+        def put() -> Node | None:
             if pending.dead or ticket.epoch != self._epoch or self._tag_killed(tags, ticket.sequence):
                 return None
             monotonic = self._monotonic()
@@ -276,7 +274,9 @@ class MemoryTier(Tier):
             if entry.as_type is not None:
                 node.untyped = -math.inf
             self._content.insert(node, monotonic)
-        return node
+            return node
+
+        return self._change(put)
 
     def _tag_killed(self, tags: tuple[str, ...], since: int) -> bool:
         if not tags:
@@ -289,27 +289,26 @@ class MemoryTier(Tier):
 
     def kill(self, keys: Iterable[str]) -> None:
         """The entries of these keys die in place, and so do the tickets for them."""
-        with self._held:
-            for key in keys:
-                self._drop(key)
+        self._change(lambda: [self._drop(key) for key in keys])
 
     def kill_tags(self, tags: Iterable[str]) -> None:
         """Every entry with one of these tags dies in place; so do fills of such entries that are under way."""
-        with self._held:
-            self._sequence += 1
-            monotonic = self._monotonic()
-            for tag in tags:
-                self._content.kill_tag(tag, monotonic)
-                self._tag_kills[tag] = self._sequence
-                self._tag_kills.move_to_end(tag)
-            while len(self._tag_kills) > TAG_KILLS:
-                # A ticket older than what is forgotten here cannot know whether its tags were hit: it is refused.
-                self._tag_floor = self._tag_kills.popitem(last=False)[1]
+        self._change(lambda: self._kill_tags(tags))
+
+    def _kill_tags(self, tags: Iterable[str]) -> None:
+        self._sequence += 1
+        monotonic = self._monotonic()
+        for tag in tags:
+            self._content.kill_tag(tag, monotonic)
+            self._tag_kills[tag] = self._sequence
+            self._tag_kills.move_to_end(tag)
+        while len(self._tag_kills) > TAG_KILLS:
+            # A ticket older than what is forgotten here cannot know whether its tags were hit: it is refused.
+            self._tag_floor = self._tag_kills.popitem(last=False)[1]
 
     def kill_all(self) -> None:
         """Every entry and every ticket dies: what stands here is not to be trusted any more."""
-        with self._held:
-            self._kill_all()
+        self._change(self._kill_all)
 
     def _kill_all(self) -> None:
         self._content.empty()
@@ -325,10 +324,12 @@ class MemoryTier(Tier):
 
     def close(self) -> None:
         """Lets go of everything; a later call starts empty."""
-        with self._held:
-            self._kill_all()
-            self._content.controls.clear()
-            self._content.generations.clear()
+        self._change(self._close)
+
+    def _close(self) -> None:
+        self._kill_all()
+        self._content.controls.clear()
+        self._content.generations.clear()
 
     def after_fork(self) -> None:
         """In a forked child: entries stay, tickets die, and the parent's leases are not ours.
@@ -336,7 +337,7 @@ class MemoryTier(Tier):
         Where another thread held the lock at the fork, its change is half done here: start empty.
         """
         torn = self._held.locked()
-        self._held = _Held(self._content)
+        self._held = threading.Lock()
         self._epoch += 1
         self._pending = WeakValueDictionary()
         content = self._content
@@ -344,8 +345,7 @@ class MemoryTier(Tier):
             if not slot.intents:  # an intent stays: the parent may still save at the origin
                 del content.controls[key]
         if torn:
-            with self._held:
-                content.empty()
+            self._change(content.empty)
         for node in content.nodes.values():
             if node.slot is not None and node.slot.lease is not None:
                 node.slot = msgspec.structs.replace(node.slot, nonce=os.urandom(8), lease=None)
