@@ -80,11 +80,13 @@ class _Batch:
         self.tickets = {key: state.ticket(key) for key in keys}
         # Led before the read, so that whoever joins from here on joins before it.
         for key in keys:
-            flight = state.flights.lead(state, key)
-            if flight is not None:
-                flight.thread, flight.leader_alive = rt.whoami()
-                self.flights[key] = flight
+            # Ours before it is open to others: whatever interrupts this, `hand_on` ends it.
+            flight = self.flights[key] = Flight()
+            flight.thread, flight.leader_alive = rt.whoami()
+            if state.flights.lead(state, key, flight):
                 state.flights.reached(flight, Phase.READING)
+            else:
+                del self.flights[key]
         try:
             self.standing, self.generations = await state.chain.authority.read(
                 rt, keys, state.tags_of(self.tags)
@@ -280,10 +282,11 @@ class _Batch:
             await abandon_all(self.rt, [lease for lease in ours if lease.key not in stored])
 
     def _finish(self, key: str, outcome: Outcome, value: Any = None, error: Exception | None = None) -> None:
-        flight = self.flights.pop(key, None)
-        if flight is not None:
+        flight = self.flights.get(key)
+        if flight is not None and flight.outcome is None:
             flight.value, flight.error = value, error
             self.state.flights.finish(key, flight, outcome)
+        self.flights.pop(key, None)  # last: `hand_on` is to find it where this was interrupted
 
     def hand_on(self) -> None:
         """Whatever this batch does not answer is for somebody else to lead."""

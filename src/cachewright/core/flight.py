@@ -76,7 +76,9 @@ class LoadContext:
         also: frozenset[str] = frozenset(),
     ) -> None:
         self.owner, self.key, self.options, self.stale = owner, key, options, stale
-        self.flights = tuple(flights)  # all that this loader is to end: whoever waits for any of them waits for it
+        self.flights = tuple(
+            flights
+        )  # all that this loader is to end: whoever waits for any of them waits for it
         self.also = also  # further keys of a batch
         self.outer = _LOADING.get()
         self.active = True
@@ -163,9 +165,11 @@ class Flights:
             return [key for key, _forced in self._open]
 
     def join(
-        self, owner: object, key: str, rt: Runtime, *, forced: bool = False
+        self, owner: object, key: str, rt: Runtime, mine: Flight
     ) -> tuple[Flight, Joined, Waiter | None]:
-        """Joins the key's flight or leads a new one: ``(flight, how far it was, waiter; None for the leader)``.
+        """Joins the key's flight or leads ``mine``: ``(flight, how far it was, waiter; None for the leader)``.
+
+        The caller brings the flight, so that it can end it even where it is interrupted before this returns.
 
         Raises:
             RecursiveLoadError: this caller is itself part of what the flight waits for.
@@ -174,10 +178,10 @@ class Flights:
         context = current_load()
         check_recursion(context, owner, key)
         with self._lock:
-            flight = self._open.get((key, forced))
+            flight = self._open.get((key, mine.forced))
             if flight is None:
-                flight = self._open[key, forced] = Flight(forced)
-                return flight, (Phase.STARTED, 0), None
+                self._open[key, mine.forced] = mine
+                return mine, (Phase.STARTED, 0), None
             if context is not None:
                 self._check_circle(context, flight, key)
             if flight.thread is not None and rt.name == "threads" and flight.thread == threading.get_ident():
@@ -193,14 +197,11 @@ class Flights:
                 mine.waits_for.append(flight)
             return flight, (flight.phase, flight.round), waiter
 
-    def lead(self, owner: object, key: str) -> Flight | None:
-        """Leads a new flight of the key; None where one is open."""
+    def lead(self, owner: object, key: str, mine: Flight) -> bool:
+        """Leads ``mine`` for the key; False where another flight is open."""
         check_recursion(current_load(), owner, key)
         with self._lock:
-            if (key, False) in self._open:
-                return None
-            flight = self._open[key, False] = Flight()
-            return flight
+            return self._open.setdefault((key, mine.forced), mine) is mine
 
     @staticmethod
     def _check_circle(context: LoadContext, flight: Flight, key: str) -> None:

@@ -76,7 +76,8 @@ class Leading:
     ) -> None:
         self.state, self.rt, self.plan, self.flight = state, rt, plan, flight
         self.refresh_behind = refresh_behind
-        self.watch = Watch()
+        self.watch = Watch(state.holding if state.chain.in_memory else None)
+        self.held: Held | None = None
         self.refused = 0  # swaps
         self.ticket: Ticket | None = None
         self.generations: Mapping[str, Generation] = {}
@@ -113,6 +114,14 @@ class Leading:
             if self.waiting:
                 await self.watch.pause(rt)
 
+    def let_go(self) -> None:
+        """Whatever became of the lease: nothing is sent under it any more.
+
+        Its `Held` may live on in the traceback of what interrupted this load.
+        """
+        if self.held is not None:
+            self.held.let_go()
+
     async def _meet(self, slot: Slot | None) -> Result | Blocked | _Won | None:
         """Decides on what stands in the authority: an answer, a load with or without the lease, or None: read again."""
         state, rt, plan = self.state, self.rt, self.plan
@@ -139,10 +148,12 @@ class Leading:
             # be stored must come before the value is read.
             marks = await state.capture(rt, state.tags_of(plan.tags), self.generations)
             new = slots.begin_lease(verdict.slot, now=now_ms(rt))
+            # Before the swap: one that is interrupted after it leaves a lease that somebody held.
+            self.held = Held(state, state.chain.authority, plan.key, verdict.token, new)
             swapped = await state.chain.authority.swap_one(rt, plan.key, slot, new)
             if swapped.done:
-                held = Held(state, state.chain.authority, plan.key, verdict.token, new)
-                return _Won(held, verdict.stale, marks)
+                return _Won(self.held, verdict.stale, marks)
+            self.let_go()
             slot = swapped.current
             self.refused += 1
             if self.refused > MAX_REFUSED:

@@ -28,16 +28,16 @@ TAKEOVER_MARGIN_MS = 500  # hosts' clocks may differ by so much before a living 
 
 
 def lease_life(state: State, rt: Runtime, options: Options) -> int:
-    """A lease's life in ms. In process memory a thread's needs no end: its holder cannot die without it.
+    """A lease's life in ms. In process memory a thread's needs no end: it is dead once its `Held` is gone.
 
-    An event loop can: stopped with its tasks unfinished, it would keep all others waiting for ever.
+    A task's does not go where its event loop was stopped with it unfinished: all others would wait for ever.
     """
     forever = state.chain.in_memory and rt.name == "threads"
     return FOREVER_MS if forever else int(options.lease * 1000)
 
 
 class Held:
-    """A lease of ours in one tier."""
+    """A lease of ours in one tier. Made *before* the swap that places it: see `Watch`."""
 
     def __init__(self, state: State, level: Level, key: str, token: bytes, slot: Slot) -> None:
         self.state, self.level, self.key, self.token = state, level, key, token
@@ -46,6 +46,12 @@ class Held:
         self.sent = 0.0  # monotonic seconds before the last commit was sent: its entry was true then or later
         self._closings = state.closings
         self._beat: Job | None = None
+        if state.chain.in_memory:
+            state.holding[token] = self
+
+    def let_go(self) -> None:
+        """Nothing is sent under it any more: should it still stand in process memory, others may take it over."""
+        self.state.holding.pop(self.token, None)
 
     def start_heartbeat(self, rt: Runtime) -> None:
         """Renews the lease every third of its life (rarely: over a stale entry each renewal is news to all)."""
@@ -186,9 +192,13 @@ class Watch:
 
     The better judge is an own clock that has seen the same lease, never renewed, for a full life. One who comes late
     goes by the deadline written in it, with a margin for clocks that differ.
+
+    A lease without end in process memory is dead where nobody is ``holding`` it (`State.holding`): what a signal
+    handler raises may unwind its holder between any two steps.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, holding: Mapping[bytes, object] | None = None) -> None:
+        self._holding = holding
         self._nonce: bytes | None = None
         self._since = 0.0
         self.pauses = 0
@@ -200,6 +210,8 @@ class Watch:
             return False
         if now_ms(rt) > lease.deadline + TAKEOVER_MARGIN_MS:
             return True
+        if lease.life >= FOREVER_MS and self._holding is not None:
+            return self._holding.get(lease.token) is None
         if self._nonce != slot.nonce:
             self._nonce, self._since = slot.nonce, rt.monotonic()
             return False

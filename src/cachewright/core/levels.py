@@ -51,7 +51,8 @@ async def place_leases(
 
     What stands under an ``invalid`` key is as good as absent.
     """
-    swaps, tokens = [], []
+    swaps: list[Swap] = []
+    held: list[Held] = []
     for key, slot in wanted.items():
         token = rt.new_id()
         verdict = slots.begin_load(
@@ -65,7 +66,7 @@ async def place_leases(
         )
         if isinstance(verdict, Take):
             swaps.append(Swap(key, slot, verdict.slot))
-            tokens.append(token)
+            held.append(Held(state, level, key, token, verdict.slot))
     if not swaps:
         return {}
     try:
@@ -73,16 +74,9 @@ async def place_leases(
     except TierUnavailable:
         if level.tier.sharded:
             # Some nodes may have placed theirs: nobody else's load of those keys should wait for a whole life of them.
-            placed = zip(swaps, tokens, strict=True)
-            await abandon_all(
-                rt, [Held(state, level, s.key, t, s.new) for s, t in placed if s.new is not None]
-            )
+            await abandon_all(rt, held)
         raise
-    return {
-        swap.key: Held(state, level, swap.key, token, swap.new)
-        for swap, token, swapped in zip(swaps, tokens, done, strict=True)
-        if swapped.done and swap.new is not None
-    }
+    return {one.key: one for one, swapped in zip(held, done, strict=True) if swapped.done}
 
 
 async def look_below(

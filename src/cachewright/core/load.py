@@ -40,18 +40,25 @@ async def get_or_load(state: State, rt: Runtime, plan: Plan) -> Any:
     started = rt.monotonic()  # the timeouts count from here, however often this caller has to begin anew
     # One who cannot use a flight's result goes round again; the third time alone, so that nobody starves.
     for turn in range(3):
-        if turn < 2:
-            flight, joined, waiter = state.flights.join(state, plan.key, rt, forced=plan.forced)
-        else:
-            check_recursion(current_load(), state, plan.key)
-            flight, joined, waiter = Flight(plan.forced), (Phase.STARTED, 0), None
-        leads = waiter is None
-        if waiter is None:
-            if not plan.options.background:
-                return await _lead(state, rt, plan, flight)
-            waiter = rt.waiter()
-            flight.waiters.append(waiter)
-            _lead_behind(state, rt, plan, flight)
+        mine = Flight(plan.forced)
+        try:
+            if turn < 2:
+                flight, joined, waiter = state.flights.join(state, plan.key, rt, mine)
+            else:
+                check_recursion(current_load(), state, plan.key)
+                flight, joined, waiter = mine, (Phase.STARTED, 0), None
+            leads = waiter is None
+            if waiter is None:
+                if not plan.options.background:
+                    return await _lead(state, rt, plan, flight)
+                waiter = rt.waiter()
+                flight.waiters.append(waiter)
+                _lead_behind(state, rt, plan, flight)
+        except BaseException:
+            # A signal handler may raise between any two steps: then a flight that can be joined has no leader.
+            if mine.outcome is None:
+                state.flights.finish(plan.key, mine, Outcome.HANDED_ON)
+            raise
         value = await _follow(state, rt, plan, flight, joined, waiter, started)
         if value is not MISSING:
             return value
@@ -65,8 +72,6 @@ def refresh_behind(state: State, rt: Runtime, plan: Plan) -> None:
 
     It flies alone, so that readers need not wait for it: they find the stale or fresh entry beside its lease.
     """
-    if not state.claim_refresh(plan.key):
-        return
 
     async def refresh() -> None:
         try:
@@ -76,7 +81,12 @@ def refresh_behind(state: State, rt: Runtime, plan: Plan) -> None:
         finally:
             state.refreshing.discard(plan.key)
 
-    state.spawn(rt, refresh, f"refresh of {plan.key}")
+    try:
+        if state.claim_refresh(plan.key):
+            state.spawn(rt, refresh, f"refresh of {plan.key}")
+    except BaseException:
+        state.refreshing.discard(plan.key)  # interrupted: at worst a second one starts
+        raise
 
 
 def _lead_behind(state: State, rt: Runtime, plan: Plan, flight: Flight) -> None:
@@ -106,6 +116,8 @@ async def _lead(state: State, rt: Runtime, plan: Plan, flight: Flight) -> Any:
         # Cancelled, or the interpreter is stopping: that is this caller's fate alone; another leads.
         state.flights.finish(plan.key, flight, Outcome.HANDED_ON)
         raise
+    finally:
+        leading.let_go()
     state.flights.finish(plan.key, flight, outcome)
     return flight.value
 

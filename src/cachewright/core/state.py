@@ -30,7 +30,7 @@ from cachewright.tiers.memory import MemoryTier, Ticket
 
 __all__ = ["Chain", "State", "now_ms"]
 
-FOREVER_MS = 10**12  # life of a lease in process memory: its holder cannot die without it
+FOREVER_MS = 10**12  # life of a thread's lease in process memory: it is dead where its `State.holding` is gone
 
 
 def now_ms(rt: Runtime) -> int:
@@ -93,6 +93,8 @@ class State:
         self._lock = threading.Lock()
         self._jobs: set[Job] = set()
         self.closings = 0  # a load that outlives a close must not open its tiers anew
+        # By token, who holds a lease in process memory. Weak: a frame that is unwound lets go of it by itself.
+        self.holding: weakref.WeakValueDictionary[bytes, object] = weakref.WeakValueDictionary()
         self.refreshing: set[str] = set()
 
     # ------------------------------------------------------------------------------------------ entries
