@@ -115,16 +115,46 @@ def nobody_inherits_a_fate(run: Run) -> list[str]:
         elif isinstance(error, TierUnavailable):
             if not strict:
                 found.append(f"{_who(call)} raised {error!r} although the caches serve on")
+            elif not _may_be_out(run):
+                found.append(f"{_who(call)} raised {error!r} although every tier could be reached")
         elif isinstance(error, LoadTimeout):
             found += [] if "load_timeout" in run.plan.options else [f"{_who(call)} raised {error!r}"]
         elif isinstance(error, BufferError):
             if not _is_the_buffers(run, call, error):
                 found.append(f"{_who(call)} raised {error!r}")
-        elif not isinstance(error, OriginFailed) or _is_not_its_save(run, call):
-            found.append(f"{_who(call)} raised {error!r}")
-        elif call.kind == "read" and not any(_is_of(call, load) for load in run.history.loads):
-            found.append(f"{_who(call)} raised {error!r}, which is no error of a load it took part in")
+        elif reason := _is_not_its_own(run, call, error):
+            found.append(f"{_who(call)} raised {error!r}, {reason}")
     return found
+
+
+def _is_not_its_own(run: Run, call: Call, error: BaseException) -> str:
+    """Why this error is not one of the database's that the call itself has met; "": it is."""
+    if not isinstance(error, OriginFailed) or _is_not_its_save(run, call):
+        return "which is no error that it may raise"
+    if call.kind == "read" and not any(_is_of(call, load) for load in run.history.loads):
+        return "which is no error of a load it took part in"
+    if call.kind == "change" and not _is_of_its_save(run, call):
+        return "which is no error of a save of its own"
+    if call.kind == "look" and call.text.startswith("get("):
+        return "and asked the database for nothing"
+    return ""
+
+
+def _may_be_out(run: Run) -> bool:
+    """Whether a tier may not have answered in time; a process that is paused past a request's deadline finds it so."""
+    return bool(run.history.faults) or any(one.kind not in ("crash", "clock") for one in run.plan.disasters)
+
+
+def _is_of_its_save(run: Run, call: Call) -> bool:
+    """A call for many keys has a record for each, and fails for all."""
+    parts = [one for one in run.history.calls if (one.client, one.steps) == (call.client, call.steps)]
+    return any(
+        save.error is call.error
+        and save.task.partition("#")[0] == call.client
+        and call.steps <= save.steps <= call.end_steps
+        and any((save.key, save.value) == (part.key, part.value) for part in parts)
+        for save in run.history.failed_saves
+    )
 
 
 def _is_the_buffers(run: Run, call: Call, error: BufferError) -> bool:

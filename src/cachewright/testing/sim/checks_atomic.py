@@ -109,7 +109,7 @@ def _said(call: Call) -> object:
     return call.value.result if call.outcome == "returned" else "?"
 
 
-def _place(run: Run, call: Call, calls: list[Call]) -> Operation:
+def _place(run: Run, call: Call, calls: list[Call]) -> _Placed:
     atom: Atom = call.value
     known = call.outcome == "returned"
     end = float("inf") if call.end is None else call.end

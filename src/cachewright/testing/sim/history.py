@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-__all__ = ["Accepted", "Call", "Firing", "History", "Load", "Note"]
+__all__ = ["Accepted", "Call", "FailedSave", "Firing", "History", "Load", "Note"]
 
 
 class Ticking(Protocol):
@@ -67,6 +67,17 @@ class Load:
 
 
 @dataclass(frozen=True, slots=True)
+class FailedSave:
+    """A save that failed: in which task, of what, how."""
+
+    task: str
+    steps: int
+    key: str
+    value: Any
+    error: BaseException
+
+
+@dataclass(frozen=True, slots=True)
 class Accepted:
     """A state that write-behind took: the step it came in, the value (None: a delete), its sequence."""
 
@@ -115,6 +126,7 @@ class History:
         self.drops: dict[
             str, list[tuple[float, int]]
         ] = {}  # by key: times and steps at which tiers dropped it
+        self.failed_saves: list[FailedSave] = []
         self.evictions: list[tuple[float, int]] = []  # times and steps at which a server lost all rows
         self.failures: list[Load] = []  # looks into the buffer that failed: errors of whoever loads there
         self.leases: dict[tuple[str, str], list[float]] = {}  # by task and key: when it asked for the lease

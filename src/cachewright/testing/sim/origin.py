@@ -8,6 +8,7 @@ from functools import partial
 from typing import Any
 
 from cachewright.errors import NotSaved
+from cachewright.testing.sim.history import FailedSave
 from cachewright.testing.sim.network import Broken, Late, Link, Server
 from cachewright.testing.sim.runtime import SimRuntime
 from cachewright.testing.sim.world import World
@@ -94,7 +95,11 @@ class OriginClient:
             OriginRefused: it was certainly not saved.
             OriginFailed: nobody knows.
         """
-        await self._save(rt, [lambda: self.origin.save(key, value, sequence)], f"save {key} = {value}")
+        try:
+            await self._save(rt, [lambda: self.origin.save(key, value, sequence)], f"save {key} = {value}")
+        except OriginFailed as error:
+            self._failed(rt, key, value, error)
+            raise
 
     async def save_many(
         self, rt: SimRuntime, rows: Sequence[tuple[str, Any, int]], failing: float
@@ -123,8 +128,21 @@ class OriginClient:
             steps.append(partial(self.origin.save, key, value, sequence))
         text = ", ".join(f"{key} = {value}" for key, value, _ in rows)
         # One that does nothing: also a batch of which nothing is saved travels.
-        await self._save(rt, [*steps, lambda: None], f"save many: {text}")
+        try:
+            await self._save(rt, [*steps, lambda: None], f"save many: {text}")
+        except OriginFailed as error:
+            failed = {key: error for key, _, _ in rows}
+            raise
+        finally:
+            for key, value, _ in rows:
+                if key in failed:
+                    self._failed(rt, key, value, failed[key])
         return failed
+
+    def _failed(self, rt: SimRuntime, key: str, value: Any, error: BaseException) -> None:
+        world = self.origin.world
+        who = rt.check().name
+        world.history.failed_saves.append(FailedSave(who, world.steps, key, value, error))
 
     async def _save(self, rt: SimRuntime, effects: Sequence[Callable[[], Any]], text: str) -> None:
         try:
