@@ -219,3 +219,44 @@ def test_a_circle_through_a_batch_is_seen(wanted: str) -> None:
             thread.join(20)
         assert not any(thread.is_alive() for thread in threads), "they wait for each other"
         assert errors
+
+
+def test_a_refresh_cancelled_before_its_first_step_does_not_keep_others_away() -> None:
+    asyncio.run(_cancelled_refresh())
+
+
+async def _cancelled_refresh() -> None:
+    clock = ManualClock()
+    async with Cache(ttl=10, stale_while_revalidate=1000, clock=clock) as cache:
+        loads = 0
+
+        async def load() -> int:
+            nonlocal loads
+            loads += 1
+            return loads
+
+        assert await cache.aget_or_set("k", load) == 1
+        clock.seconds += 11
+        assert await cache.aget_or_set("k", load) == 1
+        for task in asyncio.all_tasks() - {asyncio.current_task()}:
+            task.cancel()
+        await asyncio.sleep(0.01)
+        assert await cache.aget_or_set("k", load) == 1
+        for _ in range(500):
+            if loads == 2:
+                break
+            await asyncio.sleep(0.01)
+        assert loads == 2
+
+
+class ManualClock:
+    """A clock that a test moves."""
+
+    def __init__(self) -> None:
+        self.seconds = 1_800_000_000.0
+
+    def now(self) -> float:
+        return self.seconds
+
+    def monotonic(self) -> float:
+        return self.seconds

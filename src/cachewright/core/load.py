@@ -79,13 +79,13 @@ def refresh_behind(state: State, rt: Runtime, plan: Plan) -> None:
         except Exception as error:
             state.hub.emit(RefreshFailed(plan.key, error))
         finally:
-            state.refreshing.discard(plan.key)
+            state.refreshing.pop(plan.key, None)
 
     try:
         if state.claim_refresh(plan.key):
-            state.spawn(rt, refresh, f"refresh of {plan.key}")
+            state.refresh_runs(plan.key, state.spawn(rt, refresh, f"refresh of {plan.key}"))
     except BaseException:
-        state.refreshing.discard(plan.key)  # interrupted: at worst a second one starts
+        state.refreshing.pop(plan.key, None)  # interrupted: at worst a second one starts
         raise
 
 

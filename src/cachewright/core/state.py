@@ -30,7 +30,9 @@ from cachewright.tiers.memory import MemoryTier, Ticket
 
 __all__ = ["Chain", "State", "now_ms"]
 
-FOREVER_MS = 10**12  # life of a thread's lease in process memory: it is dead where its `State.holding` is gone
+FOREVER_MS = (
+    10**12
+)  # life of a thread's lease in process memory: it is dead where its `State.holding` is gone
 
 
 def now_ms(rt: Runtime) -> int:
@@ -95,7 +97,7 @@ class State:
         self.closings = 0  # a load that outlives a close must not open its tiers anew
         # By token, who holds a lease in process memory. Weak: a frame that is unwound lets go of it by itself.
         self.holding: weakref.WeakValueDictionary[bytes, object] = weakref.WeakValueDictionary()
-        self.refreshing: set[str] = set()
+        self.refreshing: dict[str, Job | None] = {}  # by key: the refresh behind its readers
 
     # ------------------------------------------------------------------------------------------ entries
 
@@ -317,10 +319,17 @@ class State:
     def claim_refresh(self, key: str) -> bool:
         """True for the one caller that is to refresh ``key`` in the background of this process."""
         with self._lock:
-            if key in self.refreshing:
-                return False
-            self.refreshing.add(key)
+            job = self.refreshing.get(key)
+            if key in self.refreshing and not (job is not None and job.done()):
+                return False  # (one that was cancelled before its first step is done, and could not say so)
+            self.refreshing[key] = None
             return True
+
+    def refresh_runs(self, key: str, job: Job) -> None:
+        """The refresh that was claimed has begun as this job, unless it is over already."""
+        with self._lock:
+            if key in self.refreshing:
+                self.refreshing[key] = job
 
 
 def serve_until(born: int, fresh_until: int, cost: float, options: Options) -> int:

@@ -22,7 +22,11 @@ def unrest(cache: Cache) -> list[str]:
     """
     state = cache.engine.state
     found = [f"a load of {key!r} is under way" for key in state.flights.open_keys()]
-    found += [f"a refresh of {key!r} is under way" for key in tuple(state.refreshing)]
+    found += [
+        f"a refresh of {key!r} is under way"
+        for key, job in tuple(state.refreshing.items())
+        if job is None or not job.done()
+    ]
     found += [f"background work is under way: {job!r}" for job in state.jobs()]
     memory = state.chain.memory
     if memory is not None:
