@@ -14,6 +14,7 @@ from cachewright.testing.sim.ops import (
     Read,
     ReadTagged,
     RepositoryRead,
+    Wait,
 )
 from cachewright.testing.sim.ops_loads import ReadBatch, ReadSlowly
 from tests.sim.scenarios import SCENARIOS
@@ -202,6 +203,28 @@ REGRESSIONS: tuple[Regression, ...] = (
                 Client(0, ((0.0, Read()), (0.2, Change()))),
                 Client(1, ((0.25, Read()), *((0.02, Read()),) * 8)),
             ),
+        ),
+    ),
+    Regression(
+        # A put that died between the buffer and its drop, and whose record was given up: no save healed it, and the tiers
+        # went on with what had stood there before.
+        "a_dead_letter_whose_put_never_dropped",
+        9,
+        SCENARIOS["dead_letters"],
+        Plan(
+            chain=("redis",),
+            writes="behind",
+            processes=2,
+            network=Faults(slow=1.0),
+            database=Faults(before=1.0),
+            behind={"max_attempts": 1},
+            options={"ttl": 1000},
+            quiet=60.0,
+            clients=(
+                Client(0, ((0.0, Put()), (0.0, RepositoryRead()), (1.0, Put()))),
+                Client(1, ((5.0, Wait(0.0)),)),
+            ),
+            disasters=(Disaster(1.8, "crash", 0, 0.2),),
         ),
     ),
 )

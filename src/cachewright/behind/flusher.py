@@ -56,7 +56,7 @@ class Flusher:
         savers: how one record is saved.
         namespace: the cache's.
         repository: its name.
-        after_save: drops the saved keys' slots in all tiers: a `put` that died between the buffer and its own drop is
+        after_save: drops in all tiers the slots of keys that were saved or given up: a `put` that died before its own drop is
             healed here.
         options: see `BehindOptions`.
         events: where failures are told.

@@ -14,9 +14,7 @@ from cachewright.runtime.base import Job, Runtime
 
 __all__ = ["AfterSave", "Rounds"]
 
-_DROP_AGAIN = (
-    1.0  # seconds until a record that was saved, but whose slot could not be dropped, has another round
-)
+_DROP_AGAIN = 1.0  # seconds until a record whose slot could not be dropped has another round
 AfterSave = Callable[[Runtime, Sequence[str]], Awaitable[None]]
 
 
@@ -71,15 +69,24 @@ class Rounds:
                 (spent if record.tries >= self.options.max_attempts else rest).append(record)
         if rest:
             outcomes += await self.savers.save(rt, rest)
-        saved = [outcome.record.key for outcome in outcomes if outcome.error is None]
+        over = [o for o in outcomes if o.error is None or self._is_last(o)]
+        # What is given up is what reads are to see from now on, and no save will heal a put that died before its drop.
+        keys = [o.record.key for o in over] + [record.key for record in spent]
         try:
-            if saved:
-                await self._after_save(rt, saved)
+            if keys:
+                await self._after_save(rt, keys)
         except Exception as error:
-            # an old entry may stand: the record stays until a drop has worked
+            # an old entry may stand: the records stay until a drop has worked
             self.events.emit(BackgroundFailed(f"drop after save of {self.repository}", error))
-            outcomes = [o if o.error else Outcome(o.record, error, o.unknown, saved=True) for o in outcomes]
+            again = [Outcome(o.record, o.error or error, o.unknown, undropped=True) for o in over]
+            again += [Outcome(record, error, unknown=True, undropped=True) for record in spent]
+            return [o for o in outcomes if o not in over] + again, []
         return outcomes, spent
+
+    def _is_last(self, outcome: Outcome) -> bool:
+        """Whether the save failed, and is not to be tried again."""
+        last = outcome.record.tries + 1 >= self.options.max_attempts
+        return outcome.error is not None and not outcome.undropped and last
 
     async def _conclude(
         self,
@@ -126,10 +133,10 @@ class Rounds:
             record.key,
             record.sequence,
             f"{type(error).__name__}: {error}"[:2000],
-            rt.now() + (_DROP_AGAIN if outcome.saved else self._backoff(attempt, rt.random())),
-            dead=attempt >= self.options.max_attempts and not outcome.saved,
+            rt.now() + (_DROP_AGAIN if outcome.undropped else self._backoff(attempt, rt.random())),
+            dead=self._is_last(outcome),
             unknown=outcome.unknown,
-            counts=not outcome.saved,
+            counts=not outcome.undropped,
         )
 
     def _keep_claim(self, rt: Runtime, token: bytes) -> Job:

@@ -29,13 +29,13 @@ class Outcome:
         record: which.
         error: why it was not saved; None: it was.
         unknown: this or an earlier try of the round may still land.
-        saved: with an error: it was saved all the same, what failed came after that.
+        undropped: its slot could not be dropped: whatever became of the save, the record has another round.
     """
 
     record: Record
     error: Exception | None = None
     unknown: bool = False
-    saved: bool = False
+    undropped: bool = False
 
 
 def takes_write(function: Callable[..., Any]) -> bool:
