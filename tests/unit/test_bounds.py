@@ -34,7 +34,7 @@ def test_a_write_over_a_store_that_refuses_every_swap_ends_before_its_save() -> 
     with Cache(Refusing()) as cache:
         users = cache.repository("r", load=str, save=lambda one, value: saved.append(value))
         with pytest.raises(TierProtocolError, match="refused 1,000 swaps"):
-            users.put("k", 1)
+            users.put("k", "1")
     assert saved == []
 
 

@@ -78,8 +78,8 @@ BEHIND = (
     Mutant(
         "a_save_drops_nothing",
         "cachewright.behind.rounds",
-        "            if saved:\n                await self._after_save(rt, saved)",
-        "            if not saved:\n                await self._after_save(rt, saved)",
+        "            if keys:\n                await self._after_save(rt, keys)",
+        "            if not keys:\n                await self._after_save(rt, keys)",
         _BEHIND,
     ),
 )

@@ -218,8 +218,8 @@ LOADS_AND_WRITES = (
     Mutant(
         "a_write_leaves_the_lower_tiers_until_its_end",
         _WRITE,
-        "    below = await drop_lowers(state, rt, keys)\n    state.kill_local(keys)\n    if below is not None",
-        "    below = None\n    state.kill_local(keys)\n    if below is not None",
+        "        below = await drop_lowers(state, rt, keys)\n        state.kill_local(keys)\n        if below is not None",
+        "        below = None\n        state.kill_local(keys)\n        if below is not None",
         ("writers_that_crash",),
     ),
     Mutant(

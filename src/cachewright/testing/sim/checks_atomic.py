@@ -111,6 +111,10 @@ def _said(call: Call) -> object:
 
 def _place(run: Run, call: Call, calls: list[Call]) -> _Placed:
     atom: Atom = call.value
+    if atom.kind == "delete" and sum(name != "memory" for name in run.plan.chain) > 1:
+        # What it removed is the authority's word. A load between its drop below and its drop there is, in the end,
+        # one that came after it: its entry stands below, and comes back.
+        atom = Atom("delete")
     known = call.outcome == "returned"
     end = float("inf") if call.end is None else call.end
     killed = float("inf")

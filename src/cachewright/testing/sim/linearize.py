@@ -50,7 +50,7 @@ def _apply(atom: Atom, known: bool, value: Any) -> tuple[bool, Any]:
     if kind == "set":
         return True, argument
     if kind == "delete":
-        return not known or result is (value is not None), None
+        return not known or result is None or result is (value is not None), None
     if kind == "touch":
         return not known or result is (value is not None), value
     if kind == "add":
