@@ -8,7 +8,13 @@ from typing import Any
 
 import pytest
 
+from cachewright.core.slot import Lease, Slot, StoredEntry
+from cachewright.runtime.base import drive
+from cachewright.runtime.threads import ThreadRuntime
+from cachewright.tiers.base import Swap
+from cachewright.urls import make_tier
 from tests.model.reference import Options, Outcome
+from tests.model.sides import HandClock
 from tests.model.strategies_machine import StrategiesMachine
 
 WINDOWS = Options(ttl=100, swr=100, sie=300, error_ttl=100)
@@ -62,3 +68,19 @@ def test_it_is_mended(
         machine.no_tier_holds_what_is_not_the_models()
     finally:
         machine.teardown()
+
+
+def test_a_lease_that_was_over_does_not_come_back(namespace: str) -> None:
+    """An entry and a lease whose times were over: memory's sweep gave the lease its whole life once more."""
+    clock = HandClock()
+    runtime: Any = ThreadRuntime(clock)
+    tier = make_tier("memory://", namespace, clock)
+    now = int(clock.now() * 1000)
+    old = Slot(
+        b"nonce  1", StoredEntry(b"v", now, now + 1, now + 1, now + 1), Lease(b"token  1", now + 1, 9000)
+    )
+    new = Slot(b"nonce  2", StoredEntry(b"v", now, now + 9000, now + 9000, now + 9000))
+    drive(tier.swap(runtime, [Swap("old", None, old)]))
+    clock.time += 4
+    drive(tier.store(runtime, {"new": new}))
+    assert drive(tier.read(runtime, ["old", "new"]))[0].keys() == {"new"}

@@ -363,7 +363,7 @@ def test_the_deadline_goes_before_the_value(tier, clock, death):
 
     kept = entry(clock, 1)
     tier._content.insert(
-        Watched("k", 1, float("inf"), float("inf"), (), kept, Slot(nonce(), entry=kept)), 0.0
+        Watched("k", 1, float("inf"), float("inf"), (), kept, Slot(nonce(), entry=kept)), 0.0, 0
     )
     order.clear()
     tier.kill(["k"]) if death == "kill" else tier.kill_all()

@@ -207,7 +207,7 @@ class MemoryTier(Tier):
                 if current is None or not only_missing:
                     current = Generation(mark, self._now_ms())
                     content.set_generation(tag, current)
-                    content.kill_tag(tag, self._monotonic())
+                    content.kill_tag(tag, self._monotonic(), self._now_ms())
                 standing[tag] = current
             return standing
 
@@ -273,7 +273,7 @@ class MemoryTier(Tier):
             node = Node(ticket.key, value, deadline, deadline, tags, kept, Slot(os.urandom(8), entry=kept))
             if entry.as_type is not None:
                 node.untyped = -math.inf
-            self._content.insert(node, monotonic)
+            self._content.insert(node, monotonic, self._now_ms())
             return node
 
         return self._change(put)
@@ -297,9 +297,9 @@ class MemoryTier(Tier):
 
     def _kill_tags(self, tags: Iterable[str]) -> None:
         self._sequence += 1
-        monotonic = self._monotonic()
+        monotonic, now = self._monotonic(), self._now_ms()
         for tag in tags:
-            self._content.kill_tag(tag, monotonic)
+            self._content.kill_tag(tag, monotonic, now)
             self._tag_kills[tag] = self._sequence
             self._tag_kills.move_to_end(tag)
         while len(self._tag_kills) > TAG_KILLS:

@@ -168,7 +168,7 @@ class NodeTable:
         node = Node(key, entry.payload, deadline, ends, tuple(t for t, _ in entry.tags), entry, slot)
         if entry.serve_until < entry.fresh_until:
             node.deadline = node.untyped = min(deadline, monotonic + (entry.serve_until - now) / 1000)
-        self.insert(node, monotonic)
+        self.insert(node, monotonic, now)
 
     def _born_valid(self, entry: StoredEntry) -> bool:
         for tag, mark in entry.tags:
@@ -177,7 +177,7 @@ class NodeTable:
                 return False
         return True
 
-    def insert(self, node: Node, monotonic: float) -> None:
+    def insert(self, node: Node, monotonic: float, now: int) -> None:
         """Puts a node in its key's place; others may have to leave for it."""
         self._at = monotonic
         key = node.key
@@ -192,7 +192,7 @@ class NodeTable:
                 if gone.ends > monotonic:
                     self.evictions += 1
                 self._forget(gone)
-                self._keep_lease(gone, monotonic, None)
+                self._keep_lease(gone, monotonic, now)
                 self._die(gone)
             self.nodes[key] = node
         for tag in node.tags:
@@ -201,7 +201,7 @@ class NodeTable:
                 self.tagged[tag] = {node}
             else:
                 members.add(node)
-        self._sweep(monotonic)
+        self._sweep(monotonic, now)
 
     def bury(self, node: Node) -> None:
         """The node dies in place; nothing of its slot stays."""
@@ -209,7 +209,7 @@ class NodeTable:
         self._forget(node)
         self._die(node)
 
-    def demote(self, node: Node, monotonic: float, now: int | None = None) -> None:
+    def demote(self, node: Node, monotonic: float, now: int) -> None:
         """The entry goes; a lease beside it stays, as control state is never evicted."""
         self.policy.remove(node)
         self._forget(node)
@@ -220,12 +220,12 @@ class NodeTable:
         if self.nodes.get(node.key) is node:
             del self.nodes[node.key]
 
-    def _keep_lease(self, node: Node, monotonic: float, now: int | None) -> None:
+    def _keep_lease(self, node: Node, monotonic: float, now: int) -> None:
         slot = node.slot
         if slot is None or slot.lease is None:
             return
-        # How long it still runs is known by the wall clock alone; without one, its whole life is the safe guess.
-        left = slot.lease.life if now is None else min(slot.lease.life, slot.lease.deadline - now)
+        # How long it still runs is known by the wall clock alone; one that was over must not stand again.
+        left = min(slot.lease.life, slot.lease.deadline - now)
         if left > 0:
             # A new nonce: the header has changed, and no two headers are ever alike.
             self.controls[node.key] = (Slot(os.urandom(8), lease=slot.lease), monotonic + left / 1000)
@@ -242,10 +242,10 @@ class NodeTable:
                 if not members:
                     del self.tagged[tag]
 
-    def kill_tag(self, tag: str, monotonic: float) -> None:
+    def kill_tag(self, tag: str, monotonic: float, now: int) -> None:
         """Every entry with this tag dies; a lease beside one stays, its load will be born under the old generation."""
         for node in list(self.tagged.get(tag, ())):
-            self.demote(node, monotonic)
+            self.demote(node, monotonic, now)
 
     def empty(self) -> None:
         """Every entry dies, whatever stands beside it; slots without an entry stay."""
@@ -271,14 +271,14 @@ class NodeTable:
                 if oldest in self.tagged:
                     self.generations[oldest] = kept
 
-    def _sweep(self, monotonic: float) -> None:
+    def _sweep(self, monotonic: float, now: int) -> None:
         """Looks at a few entries, in turn over many insertions, and reclaims the expired: O(1) amortised."""
         for _ in range(SWEEP):
             if not self._sweeping:
                 self._sweeping = list(self.nodes)
             node = self.nodes.get(self._sweeping.pop())
             if node is not None and node.ends <= monotonic:
-                self.demote(node, monotonic)
+                self.demote(node, monotonic, now)
 
     def _sweep_controls(self, monotonic: float) -> None:
         for _ in range(min(SWEEP, len(self.controls))):
