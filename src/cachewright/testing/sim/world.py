@@ -146,6 +146,7 @@ class Task:
         self.error: BaseException | None = None
         self._coroutine, self._context = coroutine, context
         self._token = 0  # a wake-up that was arranged for an earlier await point comes too late
+        self._cancelled = False
         self._watchers: list[Callable[[], None]] = []
         self._faults = 0
 
@@ -173,8 +174,9 @@ class Task:
         )
 
     def cancel(self) -> None:
-        """Throws `CancelledError` in at its await point."""
+        """Throws `CancelledError` in at its await point; as in asyncio also where it is about to wake otherwise."""
         if not self.done:
+            self._cancelled = True
             token = self._token
             self.world.at(self.world.time, lambda: self._resume(token, None, CancelledError()))
 
@@ -202,6 +204,8 @@ class Task:
             self.world.at(self.process.paused_until, lambda: self._resume(token, value, error))
             return
         self._token += 1
+        if self._cancelled:
+            self._cancelled, error = False, CancelledError()
         before, self.world.current = self.world.current, self
         try:
             if error is not None:
