@@ -15,15 +15,6 @@ BEHIND = (
         _BEHIND,
     ),
     Mutant(
-        "an_acknowledgement_ignores_the_claim",
-        _BUFFER,
-        '"SELECT sequence, suspect, state, size FROM record WHERE scope = ? AND key = ? AND token = ?",\n'
-        "            (scope.id, ack.key, token),",
-        '"SELECT sequence, suspect, state, size FROM record WHERE scope = ? AND key = ?",\n'
-        "            (scope.id, ack.key),",
-        _BEHIND,
-    ),
-    Mutant(
         "a_claim_taken_over_is_not_suspect",
         _BUFFER,
         "UPDATE record SET suspect = suspect OR token IS NOT NULL, ",
@@ -81,5 +72,40 @@ BEHIND = (
         "            if keys:\n                await self._after_save(rt, keys)",
         "            if not keys:\n                await self._after_save(rt, keys)",
         _BEHIND,
+    ),
+    Mutant(
+        "a_batch_that_failed_in_part_counts_as_saved",
+        "cachewright.behind.saving",
+        "said = failed.get(write.id) if failed else None",
+        "said = None",
+        _BEHIND,
+    ),
+    Mutant(
+        "sequences_follow_a_coarse_clock",
+        "cachewright.behind.buffers.sqlite_schema",
+        "max(self.last + 1, int(now * 1_000_000))",
+        "int(now * 1_000)",
+        _BEHIND,
+    ),
+    Mutant(
+        "dead_letters_are_not_read",
+        _BUFFER,
+        'f"state < 2 AND key IN',
+        'f"state < 2 AND dead = 0 AND key IN',
+        ("dead_letters",),
+    ),
+    Mutant(
+        "a_scheduled_run_takes_living_leases_over",
+        "cachewright.schedule_election",
+        "takeover=slot is not None and watch.is_dead(rt, slot)",
+        "takeover=True",
+        ("schedules",),
+    ),
+    Mutant(
+        "a_scheduled_run_keeps_no_heartbeat",
+        "cachewright.schedule_election",
+        "turn.held.start_heartbeat(rt)",
+        "pass",
+        ("schedules",),
     ),
 )
