@@ -19,6 +19,7 @@ import pytest
 from apscheduler.jobstores.sqlalchemy import SQLAlchemyJobStore
 from apscheduler.schedulers.asyncio import AsyncIOScheduler
 from apscheduler.schedulers.background import BackgroundScheduler
+from sqlalchemy import NullPool, create_engine
 
 from cachewright import Cache
 from cachewright.errors import ConfigurationError, InvalidKeyError, MissingExtraError
@@ -385,9 +386,9 @@ def test_close_of_a_loops_schedules_from_another_thread(namespace: str):
 
 def test_a_background_scheduler_of_ones_own(cache: Cache, tmp_path: Path):
     # One that would pickle jobs into a database: a closure cannot be pickled, and need not be.
-    own = BackgroundScheduler(
-        jobstores={"default": SQLAlchemyJobStore(f"sqlite:///{tmp_path / 'jobs.db'}")}, timezone=UTC
-    )
+    # No pool: a connection that comes back to it after its end would be left to the garbage collector.
+    database = create_engine(f"sqlite:///{tmp_path / 'jobs.db'}", poolclass=NullPool)
+    own = BackgroundScheduler(jobstores={"default": SQLAlchemyJobStore(engine=database)}, timezone=UTC)
     numbers = Numbers()
     refresh = cache.refresh_every(0.1, "rates", lambda: numbers(), now=False, scheduler=own)
     assert refresh.next_run is None, "it was not started yet"
