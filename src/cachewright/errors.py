@@ -23,6 +23,7 @@
     └── BufferError
         ├── BufferFull                       write-behind's bounds are reached
         ├── BufferUnavailable                the buffer cannot store durably; nothing was accepted
+        ├── BufferUnconfirmed                nobody knows whether the buffer has it: write it again
         ├── FlushTimeout (TimeoutError)      dirty keys remained when the deadline passed
         └── NotDirtyError (KeyError)         a record that an operation names is not there
 
@@ -38,6 +39,7 @@ __all__ = [
     "BufferError",
     "BufferFull",
     "BufferUnavailable",
+    "BufferUnconfirmed",
     "CacheError",
     "CodecError",
     "ConfigurationError",
@@ -154,6 +156,13 @@ class BufferFull(BufferError):
 
 class BufferUnavailable(BufferError):
     """The buffer could not store the record durably; the write was not accepted."""
+
+
+class BufferUnconfirmed(BufferError):
+    """The buffer may or may not have the write: its answer was lost, or too few replicas confirmed it in time.
+
+    Nothing of it is lost if it was taken; writing the same again is safe.
+    """
 
 
 class FlushTimeout(BufferError, TimeoutError):

@@ -215,6 +215,7 @@ class Repository(Generic[Id, V]):
             Exception: what the saver raised; then no value that was not saved is left in the cache.
             BufferFull: write-behind's bounds are reached.
             BufferUnavailable: the buffer could not store it; nothing was accepted.
+            BufferUnconfirmed: the buffer may or may not have it; writing the same again is safe.
         """
         drive(self._write(self._threads, {id: value}))
 

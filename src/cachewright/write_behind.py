@@ -18,7 +18,7 @@ from cachewright.behind.types import BehindOptions
 from cachewright.codecs.base import make_context
 from cachewright.codecs.msgpack import MsgpackCodec
 from cachewright.core.engine import Engine
-from cachewright.errors import ConfigurationError
+from cachewright.errors import BufferUnconfirmed, ConfigurationError
 from cachewright.options import MISSING, Options
 from cachewright.runtime.base import Runtime
 from cachewright.write_modes import Origin, WriteBehind
@@ -86,7 +86,12 @@ class SavingLater:
     async def write(self, rt: Runtime, values: Mapping[str, tuple[Any, Any]], options: Options) -> None:
         """Appends ``key → (id, value)`` durably, then drops the keys: until they are saved, reads ask the buffer."""
         records = [self._record(key, id, value, options) for key, (id, value) in values.items()]
-        await self.flusher.accept(rt, records)
+        try:
+            await self.flusher.accept(rt, records)
+        except BufferUnconfirmed:
+            # it may have been taken: who misses reads it from the buffer, so nobody may still be served the old entry
+            await self._engine.drop_many(rt, list(values))
+            raise
         await self._engine.drop_many(rt, list(values))
 
     def _record(self, key: str, id: Any, value: Any, options: Options) -> NewRecord:

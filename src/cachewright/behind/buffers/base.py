@@ -17,7 +17,8 @@ One record per key. Its life::
 * A record that is *held* has no state: somebody saves through a full buffer and keeps flushers off the key.
 
 Methods are ``async def`` and take the runtime that the face has chosen. Times are wall-clock seconds.
-Errors of every method: `BufferUnavailable`; then nothing was accepted or acknowledged.
+Errors of every method: `BufferUnavailable`; then nothing was accepted or acknowledged. Where an answer was lost nobody
+knows, and it is `BufferUnconfirmed`: appending the same again is safe, and a claim that nobody heard of ends by itself.
 """
 
 from __future__ import annotations
