@@ -58,9 +58,14 @@ class _Finder(importlib.abc.MetaPathFinder):
         return spec
 
 
+def plant(mutant: Mutant) -> None:
+    """The fault is in its module from here on, which nobody may have imported yet."""
+    sys.meta_path.insert(0, _Finder(mutant))
+
+
 def hunt(mutant: Mutant, seeds: int) -> dict[str, Any] | None:
     """In a process of its own: the first scenario and seed that catch the mutant."""
-    sys.meta_path.insert(0, _Finder(mutant))
+    plant(mutant)
     from cachewright.testing.sim import explore
     from tests.sim.scenarios import SCENARIOS
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from tests.sim.mutations.mutant import Mutant
 
-_BUFFER, _BEHIND = "cachewright.behind.buffers.sqlite", ("behind",)
+_BUFFER, _BEHIND, _LETTERS = "cachewright.behind.buffers.sqlite", ("behind",), ("dead_letters",)
 
 BEHIND = (
     Mutant(
@@ -54,8 +54,9 @@ BEHIND = (
     Mutant(
         "a_put_drops_before_it_appends",
         "cachewright.write_behind",
-        "        await self.flusher.accept(rt, records)\n        await self._engine.drop_many(rt, list(values))",
-        "        await self._engine.drop_many(rt, list(values))\n        await self.flusher.accept(rt, records)",
+        "        try:\n            await self.flusher.accept(rt, records)\n",
+        "        await self._engine.drop_many(rt, list(values))\n        await self.flusher.accept(rt, records)\n"
+        "        return\n        try:\n            pass\n",
         _BEHIND,
     ),
     Mutant(
@@ -93,6 +94,100 @@ BEHIND = (
         'f"state < 2 AND key IN',
         'f"state < 2 AND dead = 0 AND key IN',
         ("dead_letters",),
+    ),
+    Mutant(
+        "an_acknowledgement_ignores_the_token",
+        _BUFFER,
+        'WHERE scope = ? AND key = ? AND token = ?",\n            (scope.id, ack.key, token),',
+        "WHERE scope = ? AND key = ? AND ? != ''\",\n            (scope.id, ack.key, token),",
+        _BEHIND,
+    ),
+    Mutant(
+        "a_dead_process_keeps_its_claim",
+        _BUFFER,
+        "dead = [holder for (holder,) in holders if self._is_dead(holder)]",
+        "dead: list[str] = []",
+        _BEHIND,
+    ),
+    Mutant(
+        "claims_are_not_renewed",
+        "cachewright.behind.rounds",
+        "                return await self.buffer.renew(rt, token, self.options.claim) > 0",
+        "                return False",
+        _BEHIND,
+    ),
+    Mutant(
+        "a_failure_of_unknown_outcome_leaves_no_mark",
+        _BUFFER,
+        "suspect = bool(suspect or settling or (failure.unknown and settle > 0))",
+        "suspect = bool(suspect or settling)",
+        _BEHIND,
+    ),
+    Mutant(
+        "a_try_of_unknown_outcome_before_a_good_one_leaves_no_mark",
+        "cachewright.behind.saving",
+        "            unsure = self.is_unknown(error)",
+        "            unsure = False",
+        _BEHIND,
+    ),
+    Mutant(
+        "a_tombstone_is_not_read",
+        "cachewright.write_behind",
+        "for key, r in records.items()}",
+        "for key, r in records.items() if r.payload is not None}",
+        _BEHIND,
+    ),
+    Mutant(
+        "a_read_skips_the_buffer",
+        "cachewright.repository",
+        "            if key in pending:\n                return",
+        "            if not key:\n                return",
+        _BEHIND,
+    ),
+    Mutant(
+        "a_save_through_drops_before_it_saves",
+        "cachewright.behind.rounds",
+        "            (outcome,) = await self.savers.save(rt, [record])\n            if outcome.error is None:\n"
+        "                await self._after_save(rt, [record.key])\n",
+        "            await self._after_save(rt, [record.key])\n"
+        "            (outcome,) = await self.savers.save(rt, [record])\n",
+        _BEHIND,
+    ),
+    Mutant(
+        "a_sequence_begins_anew_after_its_record_is_gone",
+        "cachewright.behind.buffers.sqlite_schema",
+        "        self.last = max(self.last + 1, int(now * 1_000_000))",
+        "        self.last = self.last + 1 if self.records else 1",
+        _BEHIND,
+    ),
+    Mutant(
+        "a_put_over_a_dead_letter_is_dead_too",
+        "cachewright.behind.buffers.sqlite_schema",
+        "tries = 0, dead = 0,",
+        "tries = 0, dead = dead,",
+        _LETTERS,
+    ),
+    Mutant(
+        "a_failure_of_an_older_state_gives_the_newer_up",
+        _BUFFER,
+        "        dead = same and failure.dead and not held",
+        "        dead = failure.dead and not held",
+        _LETTERS,
+    ),
+    Mutant(
+        "what_is_no_dead_letter_is_replayed",
+        _BUFFER,
+        "WHERE scope = ? AND key = ? AND dead = 1",
+        "WHERE scope = ? AND key = ?",
+        _LETTERS,
+    ),
+    Mutant(
+        "a_save_through_holds_no_claim",
+        _BUFFER,
+        "            return sequence if done.rowcount else None",
+        '            db.execute("DELETE FROM record WHERE token = ?", (token,))\n'
+        "            return sequence if done.rowcount else None",
+        _BEHIND,
     ),
     Mutant(
         "a_scheduled_run_takes_living_leases_over",

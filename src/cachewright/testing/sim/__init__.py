@@ -6,6 +6,7 @@ shared `SimStore`, its database a `SimOrigin`, its buffer a real SQLite buffer b
 then judged by the checks. The same plan and seed always give the same run.
 """
 
+from cachewright.testing.sim.cues import Cue
 from cachewright.testing.sim.explore import Failure, explore, judge, minimise
 from cachewright.testing.sim.network import CALM, Faults
 from cachewright.testing.sim.plan import Client, Disaster, Op, Plan
@@ -15,6 +16,7 @@ from cachewright.testing.sim.scenario import Scenario
 __all__ = [
     "CALM",
     "Client",
+    "Cue",
     "Disaster",
     "Failure",
     "Faults",

@@ -55,12 +55,21 @@ class SimBuffer(Buffer):
         rt: the process's runtime.
         link: to the disk.
         holds: whether the holder of a claim, ``"process/life"``, is still alive.
+        standing: what the database has for a key.
         **bounds: of the buffer.
     """
 
     def __init__(
-        self, scope: str, rt: SimRuntime, link: Link, *, holds: Callable[[str], bool], **bounds: Any
+        self,
+        scope: str,
+        rt: SimRuntime,
+        link: Link,
+        *,
+        holds: Callable[[str], bool],
+        standing: Callable[[str], Any],
+        **bounds: Any,
     ) -> None:
+        self._standing = standing
         self._scope, self._path = scope, str(_folder() / "buffer.db")
         self._real = SQLiteBuffer(Path(self._path), scope, synchronous="NORMAL", **bounds)
         name = f"{rt.process.name}/{rt.process.life}"
@@ -169,12 +178,21 @@ class SimBuffer(Buffer):
         return await self._do("list", lambda: self._real.records(self._inline, limit, dead=dead))
 
     async def replay(self, rt: Runtime, key: str) -> None:
-        await self._do(f"replay {key}", lambda: self._real.replay(self._inline, key))
+        async def work() -> None:
+            letters = await self._real.records(self._inline, dead=True)
+            await self._real.replay(self._inline, key)
+            assert key in [letter.key for letter in letters], f"{key} was replayed, and was no dead letter"
+
+        await self._do(f"replay {key}", work)
 
     async def discard(self, rt: Runtime, key: str, *, dead_only: bool = True) -> Record:
-        return await self._do(
-            f"discard {key}", lambda: self._real.discard(self._inline, key, dead_only=dead_only)
-        )
+        async def work() -> Record:
+            record = await self._real.discard(self._inline, key, dead_only=dead_only)
+            name = msgspec.msgpack.decode(record.id)
+            self._rt.world.history.discard(name, record.sequence, self._standing(name))
+            return record
+
+        return await self._do(f"discard {key}", work)
 
     # After a run, from outside
 

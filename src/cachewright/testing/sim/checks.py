@@ -142,7 +142,7 @@ def _is_not_its_own(run: Run, call: Call, error: BaseException) -> str:
 
 def _may_be_out(run: Run) -> bool:
     """Whether a tier may not have answered in time; a process that is paused past a request's deadline finds it so."""
-    return bool(run.history.faults) or any(one.kind not in ("crash", "clock") for one in run.plan.disasters)
+    return bool(run.history.faults) or any(one.kind not in ("crash", "clock") for one in run.plan.blows)
 
 
 def _is_of_its_save(run: Run, call: Call) -> bool:

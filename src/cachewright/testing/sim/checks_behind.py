@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from cachewright.testing.sim.network import CALM
@@ -46,7 +47,7 @@ def _is_calm(run: Run) -> bool:
     """Also no cancellation: an op that is cancelled while it saves through leaves a save of unknown outcome."""
     return (
         not run.history.faults
-        and not run.plan.disasters
+        and not run.plan.blows
         and not any(call.was_cancelled for call in run.history.calls)
     )
 
@@ -89,6 +90,8 @@ def dead_letters_stand(run: Run) -> list[str]:
         at_database: Any = run.scene.origin.values.get(key)
         sequences = [one.sequence for one in run.history.accepted.get(key, ())]
         is_dead = sequences and letters.get(f"r:{key}") == max(sequences)
+        if is_dead and not _has_failed(run, key, newest):
+            found.append(f"{newest!r} of {key} was given up, and no save of it had failed")
         if at_database != newest and not is_dead:
             found.append(f"the last accepted state of {key}, {newest!r}, is neither saved nor a dead letter")
         for who, one, value in run.looks:
@@ -97,6 +100,13 @@ def dead_letters_stand(run: Run) -> list[str]:
     return found
 
 
+def _has_failed(run: Run, key: str, value: Any) -> bool:
+    """Whether a save of it failed, or one who was at it may have died or been paused, which counts as a failure."""
+    if any(blow.kind in ("crash", "pause") for blow in run.plan.blows):
+        return True
+    return any((save.key, save.value) == (key, value) for save in run.history.failed_saves)
+
+
 def is_outage(run: Run) -> bool:
     """Whether tiers may be unreachable in this run: then only one's own changes are sure to be seen."""
-    return run.plan.network != CALM
+    return replace(run.plan.network, slow=CALM.slow) != CALM

@@ -162,6 +162,11 @@ class History:
         truth = self.truth.setdefault(key, [])
         truth.insert(len(truth) - later, (self._world.steps, value))
 
+    def discard(self, key: str, sequence: int, standing: Any) -> None:
+        """This state was removed for good, unsaved: what stands in the database is the newest again."""
+        self.accepted[key] = [one for one in self.accepted[key] if one.sequence != sequence]
+        self.became(key, standing)
+
     def newest(self, key: str) -> Any:
         """The key's value after all that was accepted."""
         return self.truth[key][-1][1]

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
+from cachewright.testing.sim.cues import FATES, Cue, Moment
 from cachewright.testing.sim.runtime import SimRuntime
 from cachewright.testing.sim.world import Task, World, suspend
 
@@ -52,6 +54,10 @@ class Late(Exception):
     """No answer in time."""
 
 
+def _wake_after(seconds: float, task: Task) -> None:
+    task.wake_after(seconds)
+
+
 class Server:
     """What a link leads to: up, down (refuses at once) or hung (takes requests and does them when it wakes)."""
 
@@ -74,6 +80,8 @@ class _Request:
     killed: bool = False
     landed: bool = False
     given_up: bool = False
+    late: float | None = None  # seconds after its deadline at which it is to land
+    on_landing: Callable[[], None] = lambda: None
 
 
 class Link:
@@ -112,13 +120,16 @@ class Link:
             Late: the deadline passed.
         """
         task = rt.check()
-        fate = self._fate(task)
+        cued = await self._cued(task, text, "before")
+        rt.check()
+        fate = FATES[cued.kind] if cued is not None else self._fate(task)
         if not self.server.up or fate == "before":
             await suspend(lambda _: task.wake_after(self._way(task)))
             rt.check()
             self._tell(task, f"{text}: refused")
             raise Broken(False)
-        request = _Request(list(steps), killable)
+        request = _Request(list(steps), killable, late=cued.seconds if cued is not None else None)
+        request.on_landing = lambda: self._landed(task, text)
         if killable:
             self._open.append(request)
         try:
@@ -135,8 +146,30 @@ class Link:
             self._tell(task, f"{text}: the answer was lost")
             raise Broken(True)
         self._tell(task, f"{text} → {', '.join(show(one) for one in outcome)}")
+        await self._cued(task, text, "answered")
+        rt.check()
         results: list[Any] = outcome
         return results
+
+    async def _cued(self, task: Task, text: str, moment: Moment) -> Cue | None:
+        """What is to happen at this moment of this request has happened; a fate that it is to have is returned."""
+        fate: Cue | None = None
+        for cue in self.world.cues.at(task.process.name, text, moment) if self.world.faulty else ():
+            if cue.kind == "stall":
+                await suspend(partial(_wake_after, cue.seconds))
+            elif cue.kind not in FATES:
+                await suspend(partial(self._strike, cue))
+            elif self.world.allows(f"{task.name}/{text}:{cue.kind}"):
+                fate = cue
+        return fate
+
+    def _strike(self, cue: Cue, task: Task) -> None:
+        self.world.at(self.world.time, lambda: self.world.strike(cue))
+        task.wake_after(0.0)
+
+    def _landed(self, task: Task, text: str) -> None:
+        for cue in self.world.cues.at(task.process.name, text, "landed") if self.world.faulty else ():
+            self.world.strike(cue)
 
     def _fate(self, task: Task) -> str:
         luck, faults = task.random.random(), self.faults
@@ -156,7 +189,8 @@ class Link:
         deadline = begun + self.timeout
         slow = (task.random.random() * 0.2, task.random.random() * 0.2) if fate == "slow" else (0.0, 0.0)
         way = self._way(task) + slow[0]
-        arrival = deadline + task.random.random() * 2.0 if fate == "late" else begun + way
+        late = task.random.random() * 2.0 if request.late is None else request.late
+        arrival = deadline + late if fate == "late" else begun + way
         effect = not (fate == "lost" and task.random.random() < 0.5)
         self.world.at(deadline, lambda: wake_late("late"))
         results: list[Any] = []
@@ -183,6 +217,7 @@ class Link:
             else:
                 request.landed = True
                 answer()
+                request.on_landing()
 
         if effect:
             self.world.at(arrival, lambda: land(0))

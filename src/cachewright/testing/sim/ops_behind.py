@@ -6,9 +6,9 @@ from dataclasses import dataclass
 
 from cachewright.errors import NotDirtyError
 from cachewright.testing.sim.plan import Op
-from cachewright.testing.sim.seat import Seat
+from cachewright.testing.sim.seat import NAMESPACE, Seat
 
-__all__ = ["Close", "Flush", "PutAll", "Replay"]
+__all__ = ["Close", "Discard", "Evict", "Flush", "PutAll", "Replay"]
 
 
 @dataclass(frozen=True)
@@ -61,3 +61,33 @@ class PutAll(Op):
             for call in calls:
                 call.value = values[call.key]
             await seat.repository.aput_many(values)
+
+
+@dataclass(frozen=True)
+class Discard(Op):
+    """A dead letter is removed for good, where there is one; what the database has counts again."""
+
+    key: str = "k"
+
+    async def run(self, seat: Seat, cancelled: bool = False) -> None:
+        name = seat.repository.key_for(self.key)
+        with seat.call("other", f"discard({self.key})", [self.key], cancelled=cancelled) as (call,):
+            try:
+                await seat.flusher.buffer.discard(seat.rt, name)
+            except NotDirtyError:
+                call.value = "no dead letter"
+                return
+            await seat.cache.engine.drop_many(seat.rt, [name])
+            call.kind, call.value = "change", seat.scene.origin.values.get(self.key)
+
+
+@dataclass(frozen=True)
+class Evict(Op):
+    """Every server loses what it holds of a repository's key; process memory keeps it."""
+
+    key: str = "k"
+
+    async def run(self, seat: Seat, cancelled: bool = False) -> None:
+        with seat.call("other", f"eviction of {self.key} everywhere", [self.key], cancelled=cancelled):
+            for server in seat.scene.servers.values():
+                server.store.evict(f"{NAMESPACE}:{seat.repository.key_for(self.key)}")

@@ -6,6 +6,7 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import Literal
 
+from cachewright.testing.sim.cues import Cue
 from cachewright.testing.sim.seat import Seat
 from cachewright.testing.sim.setting import Setting
 
@@ -52,7 +53,14 @@ class Plan(Setting):
     Attributes:
         clients: who calls.
         disasters: what befalls whom.
+        cues: what happens at chosen moments of chosen requests.
     """
 
     clients: tuple[Client, ...]
     disasters: tuple[Disaster, ...] = ()
+    cues: tuple[Cue, ...] = ()
+
+    @property
+    def blows(self) -> tuple[Disaster | Cue, ...]:
+        """All that is more than slowness: disasters, and cues other than stalls."""
+        return (*self.disasters, *(cue for cue in self.cues if cue.kind != "stall"))

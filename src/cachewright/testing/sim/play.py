@@ -12,6 +12,7 @@ import msgspec
 
 from cachewright.behind.buffers.base import Record
 from cachewright.testing.sim.buffer import SimBuffer, new_scope
+from cachewright.testing.sim.cues import Cue, Cues
 from cachewright.testing.sim.history import History
 from cachewright.testing.sim.plan import Client, Disaster, Plan
 from cachewright.testing.sim.seat import NAMESPACE, Scene, Seat
@@ -58,6 +59,7 @@ class Run:
     def carry_out(self) -> None:
         for process in self.processes:
             self.boot(process)
+        self.world.cues, self.world.strike = Cues(self.plan.cues), self._take_cue
         for disaster in self.plan.disasters:
             self.world.at(disaster.at, lambda disaster=disaster: self._strike(disaster))  # type: ignore[misc]
         done = self.world.run(
@@ -92,6 +94,14 @@ class Run:
 
         task.when_done(ended)
         return task
+
+    def _take_cue(self, cue: Cue) -> None:
+        now = self.world.time
+        if cue.kind == "evict":
+            for server in self.scene.servers:
+                self._strike(Disaster(now, "evict", server))
+        elif cue.kind in ("crash", "pause"):
+            self._strike(Disaster(now, cue.kind, cue.process, cue.seconds))
 
     def _strike(self, disaster: Disaster) -> None:
         if not self.world.faulty:

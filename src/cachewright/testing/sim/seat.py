@@ -109,7 +109,10 @@ class Seat:
         if plan.writes == "behind":
             disk = Link(SimServer(self.world, "buffer"), plan.disk, timeout=60.0)
             bounds = {name: plan.behind[name] for name in ("max_dirty",) if name in plan.behind}
-            buffer = SimBuffer(self.scene.scope, rt, disk, holds=self.scene.is_alive, **bounds)
+            standing = self.scene.origin.values.get
+            buffer = SimBuffer(
+                self.scene.scope, rt, disk, holds=self.scene.is_alive, standing=standing, **bounds
+            )
             writes = WriteBehind(buffer=buffer, **{"max_attempts": 10_000, "backoff_max": 1.0, **plan.behind})
 
         async def load(id: str) -> Any:

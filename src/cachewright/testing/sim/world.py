@@ -16,6 +16,7 @@ from collections.abc import Callable, Coroutine, Generator
 from random import Random
 from typing import Any
 
+from cachewright.testing.sim.cues import Cue, Cues
 from cachewright.testing.sim.history import History
 
 __all__ = ["EPOCH", "Dead", "Process", "Task", "Waiter", "World", "suspend"]
@@ -48,6 +49,8 @@ class World:
         self.steps = 0
         self.faulty = True  # until the plan is over: then nothing fails any more
         self.history = History(self)
+        self.cues = Cues()
+        self.strike: Callable[[Cue], None] = lambda cue: None  # brings a cue's disaster
         self.ids = Random(f"{seed}/ids")
         self.current: Task | None = None
         self._heap: list[tuple[float, int, Callable[[], None]]] = []
