@@ -300,7 +300,7 @@ def test_the_writer_thread_ends_with_the_buffer(tmp_path, monkeypatch):
 def test_work_that_comes_as_the_writer_thread_is_about_to_end_is_done(tmp_path):
     buffer = open_buffer(f"sqlite:///{tmp_path}/x.db", "s")
     file: Any = buffer._file
-    job = sqlite_file._Job(lambda connection: "done", threading.Event())
+    job = sqlite_file._Job(lambda connection: "done")
     real = file._gate
 
     class Gate:

@@ -78,13 +78,9 @@ class Savers:
         self._delete, self._delete_many = delete, delete_many
         self._decode, self._decode_id = decode, decode_id
         self._not_saved: tuple[type[Exception], ...] = (NotSaved, *not_saved)
-        self._given = [f for f in (save, save_many, delete, delete_many) if f is not None]
         self._with_write = {f for f in (save, delete) if f is not None and takes_write(f)}
-
-    @property
-    def is_async(self) -> bool:
+        self.is_async = any(is_async(f) for f in (save, save_many, delete, delete_many) if f is not None)
         """Whether they need an event loop."""
-        return any(is_async(function) for function in self._given)
 
     @property
     def can_delete(self) -> bool:

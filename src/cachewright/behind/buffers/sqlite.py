@@ -13,20 +13,18 @@ from typing import TypeVar
 
 from cachewright.behind.buffers.base import Ack, Buffer, BufferStats, Failure, NewRecord, Record
 from cachewright.behind.buffers.holder import is_dead, this_process
+from cachewright.behind.buffers.sqlite_appends import Append, Appends
 from cachewright.behind.buffers.sqlite_schema import (
     COLUMNS,
     HELD,
     RETRY_NEWER,
-    TOMBSTONE,
-    UPSERT,
-    VALUE,
     Scope,
     as_record,
     chunks,
     marks,
     shared_file,
 )
-from cachewright.errors import BufferFull, NotDirtyError
+from cachewright.errors import NotDirtyError
 from cachewright.runtime.base import Runtime
 
 T = TypeVar("T")
@@ -59,8 +57,8 @@ class SQLiteBuffer(Buffer):
         busy: float = 10.0,
     ) -> None:
         self.scope = scope
-        self.max_dirty, self.max_dirty_bytes = max_dirty, max_dirty_bytes
         self._file = shared_file(path, synchronous, busy)
+        self._appends = Appends(self._file.path, scope, max_dirty, max_dirty_bytes)
         self.url = f"sqlite:///{self._file.path}"
 
     @property
@@ -78,56 +76,9 @@ class SQLiteBuffer(Buffer):
     ) -> list[int]:
         if not records:
             return []
-        return await self._file.write(rt, partial(self._append, records, delay, overflow, rt.now))
-
-    def _append(
-        self,
-        records: Sequence[NewRecord],
-        delay: float,
-        overflow: bool,
-        clock: Callable[[], float],
-        db: sqlite3.Connection,
-    ) -> list[int]:
-        scope = self._scope(db)
-        now = clock()  # inside the transaction: the order of sequences is the order of commits
-        self._admit(db, scope, records, overflow)
-        sequences = []
-        for new in records:
-            sequence = scope.sequence(now)
-            db.execute(
-                UPSERT,
-                {
-                    "scope": scope.id, "key": new.key, "id": new.id, "payload": new.payload, "codec": new.codec,
-                    "state": TOMBSTONE if new.payload is None else VALUE, "flags": new.codec_flags,
-                    "sequence": sequence, "size": new.size, "now": now, "delay": delay, "newer": RETRY_NEWER,
-                },
-            )  # fmt: skip
-            sequences.append(sequence)
-        scope.keep(db)
+        work = Append(records, delay, overflow, rt.now)
+        sequences: list[int] = await self._file.write_together(rt, work, self._appends.take)
         return sequences
-
-    def _admit(
-        self, db: sqlite3.Connection, scope: Scope, records: Sequence[NewRecord], overflow: bool
-    ) -> None:
-        """Counts the records in, or refuses before anything has changed."""
-        fresh, added, more = 0, 0, 0
-        for new in records:
-            found = db.execute(
-                "SELECT state, size FROM record WHERE scope = ? AND key = ?", (scope.id, new.key)
-            ).fetchone()
-            fresh += found is None
-            added += found is None or found[0] == HELD
-            more += new.size - (found[1] if found else 0)
-        too_many = fresh > 0 and scope.records + added > self.max_dirty
-        too_large = more > 0 and scope.bytes + more > self.max_dirty_bytes and not (overflow and not fresh)
-        if too_many or too_large:
-            raise BufferFull(
-                f"the buffer {self._file.path} of {self.scope!r} is full: {scope.records} records of at most "
-                f"{self.max_dirty}, {scope.bytes} bytes of at most {self.max_dirty_bytes}, and {more} more to come; "
-                f"wait for the flusher, look at its dead letters, or raise max_dirty or max_dirty_bytes"
-            )
-        scope.records += added
-        scope.bytes += more
 
     async def hold(self, rt: Runtime, key: str, token: bytes, life: float) -> int | None:
         def work(db: sqlite3.Connection) -> int | None:

@@ -2,7 +2,8 @@
 
 *Group commit*: callers queue their work; who finds the file idle runs all that is queued in one transaction, on its own
 thread, so that a lone writer pays for one fsync and no thread switch. While that one waits for the disk, others queue
-up and go into the next transaction together, on the writer thread.
+up and go into the next transaction together, on the writer thread. Work of one kind runs as one piece there: SQLite
+lets go of Python's lock in every statement, and among many threads each time costs a switch.
 
 *Fork*: SQLite keeps its locks per process in memory that fork copies, so a child that opens the same file would trust
 locks it does not have. All connections are closed before a fork and opened again after it, in both processes.
@@ -13,21 +14,23 @@ from __future__ import annotations
 import logging
 import os
 import sqlite3
-import stat
 import threading
 import time
 import weakref
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
+from cachewright.behind.buffers.sqlite_path import prepare_path
 from cachewright.errors import BufferUnavailable, CacheError, ConfigurationError
 from cachewright.runtime.base import Runtime, Waiter
 
 T = TypeVar("T")
+Outcome = tuple[Any, BaseException | None]
+Together = Callable[[sqlite3.Connection, list[Any]], list[Outcome]]
 
-__all__ = ["SQLiteFile", "prepare_path"]
+__all__ = ["SQLiteFile"]
 
 log = logging.getLogger("cachewright")
 MAX_BATCH = 512
@@ -37,55 +40,34 @@ _LIVE: weakref.WeakSet[SQLiteFile] = weakref.WeakSet()
 _live_lock = threading.Lock()  # held across a fork
 
 
-def prepare_path(path: Path) -> None:
-    """Makes folder (0700) and file (0600), and refuses places where others could put their own file.
-
-    Raises:
-        ConfigurationError: a symbolic link, something that is not a file, or a folder or file that others may write.
-        BufferUnavailable: the file system refused.
-    """
-    try:
-        folder = path.parent
-        if not folder.exists():
-            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        if folder.stat().st_mode & stat.S_IWOTH:
-            raise ConfigurationError(
-                f"the folder of the buffer {path} may be written by everyone: use one of your own (chmod o-w {folder})"
-            )
-        for suffix in ("-wal", "-shm", "-journal"):  # SQLite would follow a link there
-            beside = path.with_name(path.name + suffix)
-            if beside.is_symlink():
-                raise ConfigurationError(f"{beside} beside the buffer is a symbolic link: remove it")
-        try:
-            os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600))
-            return
-        except FileExistsError:
-            found = path.lstat()
-        if not stat.S_ISREG(found.st_mode):
-            kind = "a symbolic link" if stat.S_ISLNK(found.st_mode) else "not a file"
-            raise ConfigurationError(
-                f"the buffer {path} is {kind}: give the path of a plain file, or of a new one"
-            )
-        if found.st_mode & stat.S_IWOTH:
-            raise ConfigurationError(f"the buffer {path} may be written by everyone: chmod 600 {path}")
-    except OSError as error:
-        raise BufferUnavailable(f"the buffer {path} cannot be made: {error}") from error
-
-
 class _Job:
-    """One caller's work and what became of it."""
+    """One caller's work and what became of it. ``together``: how neighbours of its kind are done in one go."""
 
-    __slots__ = ("bell", "ended", "error", "result", "work")
+    __slots__ = ("bell", "ended", "error", "result", "together", "work")
 
-    def __init__(self, work: Callable[[sqlite3.Connection], Any], bell: Waiter) -> None:
-        self.work, self.bell = work, bell
+    def __init__(self, work: Any, together: Together | None = None) -> None:
+        self.work, self.together = work, together
+        self.bell: Waiter | None = None
         self.result: Any = None
         self.error: BaseException | None = None
         self.ended = False
 
     def end(self, result: Any, error: BaseException | None) -> None:
         self.result, self.error, self.ended = result, error, True
-        self.bell.set()
+        bell = self.bell  # after `ended`: who puts one up looks there once more before it waits
+        if bell is not None:
+            bell.set()
+
+
+def _runs(batch: Sequence[_Job]) -> Iterator[list[_Job]]:
+    """Neighbours of one kind; each of the others alone."""
+    run: list[_Job] = []
+    for job in batch:
+        if run and (job.together is None or job.together != run[0].together):
+            yield run
+            run = []
+        run.append(job)
+    yield run
 
 
 class SQLiteFile:
@@ -189,7 +171,13 @@ class SQLiteFile:
 
         ``work`` may raise a `CacheError` before it has changed anything: that is its caller's alone.
         """
-        job = _Job(work, rt.waiter())
+        return await self._do(rt, _Job(work))  # type: ignore[no-any-return]
+
+    async def write_together(self, rt: Runtime, work: Any, together: Together) -> Any:
+        """As `write`, where ``together`` takes several callers' work and gives one result or `CacheError` for each."""
+        return await self._do(rt, _Job(work, together))
+
+    async def _do(self, rt: Runtime, job: _Job) -> Any:
         self._queue.append(job)
         if rt.name != "threads":
             self._call_writer()  # nothing of ours may block an event loop
@@ -201,13 +189,15 @@ class SQLiteFile:
             if self._queue:
                 self._call_writer()
         # else: whoever holds the turn looks at the queue after giving it back
-        while not job.ended:
-            # a fork may have taken the writer thread away: look again now and then
-            if not await rt.wait(job.bell, 1.0) and not job.ended:
-                self._call_writer()
+        if not job.ended:
+            job.bell = bell = rt.waiter()
+            while not job.ended:
+                # a fork may have taken the writer thread away: look again now and then
+                if not await rt.wait(bell, 1.0) and not job.ended:
+                    self._call_writer()
         if job.error is not None:
             raise job.error
-        return job.result  # type: ignore[no-any-return]
+        return job.result
 
     def _call_writer(self) -> None:
         with self._gate:
@@ -250,15 +240,12 @@ class SQLiteFile:
                     job.end(None, BufferUnavailable(f"the buffer {self.path}: interrupted, outcome unknown"))
 
     def _commit(self, batch: list[_Job]) -> bool:
-        outcomes: list[tuple[Any, BaseException | None]] = []
+        outcomes: list[Outcome] = []
         try:
             connection = self._open_writer()
             connection.execute("BEGIN IMMEDIATE")
-            for job in batch:
-                try:
-                    outcomes.append((job.work(connection), None))
-                except CacheError as error:
-                    outcomes.append((None, error))
+            for run in _runs(batch):
+                outcomes += self._work_off(connection, run)
             connection.execute("COMMIT")
         except BaseException as error:
             self._abandon(error)
@@ -271,6 +258,16 @@ class SQLiteFile:
         for job, (result, failed) in zip(batch, outcomes, strict=True):
             job.end(result, failed)
         return True
+
+    @staticmethod
+    def _work_off(connection: sqlite3.Connection, run: list[_Job]) -> list[Outcome]:
+        together = run[0].together
+        if together is not None:
+            return together(connection, [job.work for job in run])
+        try:
+            return [(run[0].work(connection), None)]
+        except CacheError as error:
+            return [(None, error)]
 
     def _open_writer(self) -> sqlite3.Connection:
         if self._writer is not None:

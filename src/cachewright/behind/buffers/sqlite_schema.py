@@ -6,10 +6,13 @@ import sqlite3
 import threading
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from cachewright.behind.buffers.base import Record, State
+from msgspec import json
+
+from cachewright.behind.buffers.base import RETRY_NEWER, STATES, Record
 from cachewright.behind.buffers.sqlite_file import SQLiteFile
 from cachewright.errors import BufferUnavailable
 from cachewright.keys import shorten
@@ -19,13 +22,13 @@ __all__ = [
     "HELD",
     "RETRY_NEWER",
     "TOMBSTONE",
-    "UPSERT",
     "VALUE",
     "Scope",
     "as_record",
     "chunks",
     "marks",
     "shared_file",
+    "upsert",
 ]
 
 VERSION = 1
@@ -45,7 +48,6 @@ CREATE TABLE record(
 CREATE INDEX due ON record(scope, dead, not_before);
 CREATE INDEX claims ON record(scope, token, holder, deadline) WHERE token IS NOT NULL"""
 
-STATES: tuple[State, ...] = ("value", "tombstone", "held")
 VALUE, TOMBSTONE, HELD = 0, 1, 2
 COLUMNS = (
     "key, id, state, payload, codec, codec_flags, sequence, first_dirty, tries, last_error, not_before, "
@@ -57,24 +59,35 @@ _KINDS: tuple[frozenset[type], ...] = (
     _TEXT, _BLOB, _INT, _BLOB | _NULL, _INT, _INT, _INT, _REAL, _INT, _TEXT | _NULL, _REAL,
     _BLOB | _NULL, _REAL, _TEXT | _NULL, _INT, _INT, _INT,
 )  # fmt: skip
-# A newer state waits at most this long behind the back-off of the one that it replaces: it may well be the mended one,
-# and a key that is written all the time must not hammer an origin that is down.
-RETRY_NEWER = 1.0
-
-UPSERT = """
-INSERT INTO record(scope, key, id, state, payload, codec, codec_flags, sequence, size, first_dirty, not_before)
-VALUES(:scope, :key, :id, :state, :payload, :codec, :flags, :sequence, :size, :now, :now + :delay)
+_NEW = "scope, key, id, state, payload, codec, codec_flags, sequence, size, first_dirty, not_before"  # now, now + delay
+_UPSERT = f"""
+INSERT INTO record({_NEW}) VALUES{{rows}}
 ON CONFLICT(scope, key) DO UPDATE SET
   id = excluded.id, state = excluded.state, payload = excluded.payload, codec = excluded.codec,
   codec_flags = excluded.codec_flags, sequence = excluded.sequence, size = excluded.size,
-  first_dirty = CASE WHEN dead OR state = 2 THEN :now ELSE first_dirty END,
+  first_dirty = CASE WHEN dead OR state = 2 THEN excluded.first_dirty ELSE first_dirty END,
   not_before = CASE
-    WHEN dead OR state = 2 OR token IS NOT NULL THEN :now + :delay
-    WHEN tries > 0 THEN min(not_before, :now + max(:delay, :newer))
-    ELSE min(not_before, :now + :delay) END,
+    WHEN dead OR state = 2 OR token IS NOT NULL THEN excluded.not_before
+    WHEN tries > 0 THEN min(not_before, max(excluded.not_before, excluded.first_dirty + {RETRY_NEWER}))
+    ELSE min(not_before, excluded.not_before) END,
   suspect = suspect OR settling, settling = 0, tries = 0, dead = 0,
   last_error = CASE WHEN dead THEN NULL ELSE last_error END
 """
+
+
+@lru_cache(maxsize=16)
+def _upsert(rows: int) -> str:
+    row = f"({marks(_NEW.split(','))})"
+    return _UPSERT.format(rows=", ".join([row] * rows))
+
+
+def upsert(db: sqlite3.Connection, rows: Sequence[Sequence[object]]) -> None:
+    """Writes new states, each key's at most once. Few sizes of statement, or each would be compiled anew."""
+    start = 0
+    while start < len(rows):
+        size = min(64, 1 << (len(rows) - start).bit_length() - 1)
+        db.execute(_upsert(size), [value for row in rows[start : start + size] for value in row])
+        start += size
 
 
 def _damaged(what: str) -> BufferUnavailable:
@@ -124,6 +137,15 @@ class Scope:
         if value is not None and type(value) not in (int, float):
             raise _damaged(f"a time reads {shorten(value)}")
         return value
+
+    def sizes(self, db: sqlite3.Connection, keys: Sequence[str]) -> dict[str, tuple[int, int]]:
+        """State and size of each record that is there. As one row: each row of a cursor costs a switch of threads."""
+        found: dict[str, tuple[int, int]] = {}
+        for some in chunks(keys):
+            ask = f"SELECT json_group_array(json_array(key, state, size)) FROM record WHERE scope = ? AND key IN ({marks(some)})"
+            rows: list[tuple[str, int, int]] = json.decode(db.execute(ask, (self.id, *some)).fetchone()[0])
+            found.update((key, (state, size)) for key, state, size in rows)
+        return found
 
     def keep(self, db: sqlite3.Connection) -> None:
         """Writes it back, in the transaction that read it."""
