@@ -121,6 +121,8 @@ class WouldDeadlockError(LoadError):
 class TierError(CacheError):
     """A tier failed. Seen by callers only with ``on_outage="raise"`` and in events."""
 
+    unsent = False  # True where the request has certainly not left this process: no connection was to be had
+
     def __init__(self, tier: str, message: str) -> None:
         super().__init__(f"{tier}: {message}")
         self.tier = tier

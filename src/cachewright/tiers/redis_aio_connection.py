@@ -117,7 +117,7 @@ class Connection:
         """
         future: asyncio.Future[list[Reply]] = self._loop.create_future()
         if self.closed:
-            future.set_exception(self._faults.of(EOFError()))
+            future.set_exception(self._faults.unsent(EOFError()))
             return future
         alone = self.ready and not self._waiting
         self._waiting.append(_Batch(count, deadline, store, future))
@@ -292,15 +292,14 @@ class Connection:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-        waiting = list(self._waiting)
+        waiting, sent = list(self._waiting), self.ready  # before it is open only the handshake is sent
         self.let_go()
         for batch in waiting:
             if batch.store and self._client_id:
                 self._late.add(self._client_id)
             if not batch.future.done() and not self._loop.is_closed():
-                batch.future.set_exception(
-                    self._faults.of(error if isinstance(error, Exception) else EOFError())
-                )
+                reason = error if isinstance(error, Exception) else EOFError()
+                batch.future.set_exception(self._faults.of(reason) if sent else self._faults.unsent(reason))
 
     def let_go(self) -> None:
         """Closes the descriptor and nothing else."""

@@ -23,13 +23,19 @@ _GRACE: Final = 0.005
 
 
 class Item:
-    """One command, where it belongs, and what became of it: a reply, `ReplyError` included, or a `TierError`."""
+    """One command, where it belongs, and what became of it: a reply, `ReplyError` included, or a `TierError`.
 
-    __slots__ = ("asked", "command", "result", "slot")
+    What is to ``follow`` (WAIT) is sent behind it on the same connection, wherever the command is sent on to.
+    """
 
-    def __init__(self, slot: int, command: Command) -> None:
+    __slots__ = ("asked", "command", "follow", "followed", "result", "slot")
+
+    def __init__(self, slot: int, command: Command, follow: Command | None = None) -> None:
         self.slot = slot
         self.command = command
+        self.follow = follow
+        self.followed: Reply = None
+        """The reply to ``follow``."""
         self.asked: Place | None = None
         """The node that an ASK names, for the next round only."""
         self.result: Reply | TierError = None
@@ -73,6 +79,7 @@ async def run_batch(
         item.result = TierUnavailable(
             nodes.tier, f"hash slot {item.slot} was sent on {_ROUNDS} times within one call"
         )
+        item.result.unsent = True  # whoever sends a command on has not executed it
 
 
 def _by_node(nodes: ClusterMap, items: Sequence[Item]) -> dict[Place, list[Item]]:
@@ -81,6 +88,7 @@ def _by_node(nodes: ClusterMap, items: Sequence[Item]) -> dict[Place, list[Item]
         try:
             place = item.asked or nodes.place_of(item.slot)
         except TierError as error:
+            error.unsent = True  # or sent on by a node, which then has not executed it
             item.result = error
         else:
             groups.setdefault(place, []).append(item)
@@ -88,7 +96,8 @@ def _by_node(nodes: ClusterMap, items: Sequence[Item]) -> dict[Place, list[Item]
 
 
 def _commands(item: Item) -> tuple[Command, ...]:
-    return (("ASKING",), item.command) if item.asked is not None else (item.command,)
+    commands = (item.command,) if item.follow is None else (item.command, item.follow)
+    return (("ASKING",), *commands) if item.asked is not None else commands
 
 
 def _take(nodes: ClusterMap, place: Place, group: Sequence[Item], replies: list[Reply]) -> list[Item]:
@@ -101,6 +110,8 @@ def _take(nodes: ClusterMap, place: Place, group: Sequence[Item], replies: list[
             reply = next(found)
             item.asked = None
         item.result = reply
+        if item.follow is not None:
+            item.followed = next(found)
         if not isinstance(reply, ReplyError):
             continue
         if reply.code in {"MOVED", "ASK"}:

@@ -196,6 +196,12 @@ class Faults:
             self.tier, f"all {connections} connections to {self.label} were in use for {self.timeout:g} s"
         )
 
+    def unsent(self, error: BaseException) -> TierError:
+        """The same, for what failed before anything of the request was sent."""
+        found = self.of(error)
+        found.unsent = True
+        return found
+
     def of(self, error: BaseException) -> TierError:
         """What an error of a socket or the parser means to the core."""
         if isinstance(error, TierError):

@@ -13,7 +13,7 @@ from typing import TypeVar
 
 import hiredis
 
-from cachewright.errors import TierTimeout, TierUnavailable
+from cachewright.errors import TierError, TierTimeout, TierUnavailable
 from cachewright.tiers.redis_driver import (
     NOTHING,
     RECEIVE_SIZE,
@@ -296,7 +296,7 @@ class BlockingDriver:
             try:
                 held = pool.take(deadline)
             except TimeoutError as error:
-                raise self._faults.busy(self._max_connections) from error
+                raise self._faults.unsent(self._faults.busy(self._max_connections)) from error
         if held is not None and held.usable:
             if not held.busy and not (check and held.stale()):
                 return held, False
@@ -310,7 +310,7 @@ class BlockingDriver:
         except BaseException as error:
             if pool is not None:
                 pool.give(None)
-            raise self._meaning(error) from error
+            raise self._meaning(error, sent=False) from error
         with self._lock:
             self._all.add(fresh)
         if pool is None:
@@ -358,7 +358,7 @@ class BlockingDriver:
         shut(connection.sock)
         return self._meaning(error)
 
-    def _meaning(self, error: BaseException) -> BaseException:
-        if isinstance(error, (OSError, EOFError, ValueError, hiredis.HiredisError)):
-            return self._faults.of(error)
+    def _meaning(self, error: BaseException, sent: bool = True) -> BaseException:
+        if isinstance(error, (OSError, EOFError, ValueError, hiredis.HiredisError, TierError)):
+            return self._faults.of(error) if sent else self._faults.unsent(error)
         return error

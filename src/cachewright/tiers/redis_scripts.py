@@ -39,6 +39,7 @@ __all__ = [
     "read_slot",
     "read_swapped",
     "scan_pattern",
+    "script",
     "store_call",
     "swap_call",
     "with_source",
@@ -131,8 +132,15 @@ def _sha(source: str) -> str:
     return hashlib.sha1(source.encode(), usedforsecurity=False).hexdigest()
 
 
-_SOURCES: Final = {_sha(source): source for source in (_SWAP, _DROP, _STORE, _GENERATION)}
+_SOURCES: Final[dict[str, str]] = {_sha(source): source for source in (_SWAP, _DROP, _STORE, _GENERATION)}
 _SWAP_SHA, _DROP_SHA, _STORE_SHA, _GENERATION_SHA = _SOURCES
+
+
+def script(source: str) -> str:
+    """The SHA-1 to call a script by; from now on `with_source` knows it."""
+    sha = _sha(source)
+    _SOURCES[sha] = source
+    return sha
 
 
 def key_bytes(namespace: str, kind: Any, key: str) -> bytes:

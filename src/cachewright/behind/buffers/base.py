@@ -30,9 +30,15 @@ from typing import Literal
 
 from cachewright.runtime.base import Runtime
 
-__all__ = ["Ack", "Buffer", "BufferStats", "Failure", "NewRecord", "Record", "State"]
+__all__ = ["RETRY_NEWER", "STATES", "Ack", "Buffer", "BufferStats", "Failure", "NewRecord", "Record", "State"]
 
 State = Literal["value", "tombstone", "held"]
+STATES: tuple[State, ...] = ("value", "tombstone", "held")
+"""As they are numbered where they are stored."""
+
+# A newer state waits at most this long behind the back-off of the one that it replaces: it may well be the mended one,
+# and a key that is written all the time must not hammer an origin that is down.
+RETRY_NEWER = 1.0
 
 
 @dataclass(frozen=True, slots=True)
