@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING, Any
 
-from cachewright.behind.types import Write
+from cachewright.behind.types import CeleryFlusher, Write
 from cachewright.cache import Cache
 from cachewright.core.edit import Inspection, TierView
 from cachewright.core.flight import LoadContext, current_load
@@ -38,6 +38,9 @@ from cachewright.repository import Repository
 from cachewright.write_modes import WriteAround, WriteBehind, WriteThrough
 
 if TYPE_CHECKING:
+    from cachewright.behind.buffers.base import BufferStats
+    from cachewright.behind.flusher import FlusherStats
+    from cachewright.behind.operating import BufferedWrite
     from cachewright.schedule import Refresh
 
 __version__ = "0.1.0"
@@ -46,18 +49,22 @@ __all__ = [
     "MISSING",
     "BufferError",
     "BufferFull",
+    "BufferStats",
     "BufferUnavailable",
     "BufferUnconfirmed",
+    "BufferedWrite",
     "Cache",
     "CacheError",
     "CacheInfo",
     "CachedFunction",
+    "CeleryFlusher",
     "CodecError",
     "ConfigurationError",
     "DecodeError",
     "EncodeError",
     "Entry",
     "FlushTimeout",
+    "FlusherStats",
     "Freshness",
     "Inspection",
     "InvalidKeyError",
@@ -89,10 +96,18 @@ __all__ = [
 ]
 
 
-def __getattr__(name: str) -> Any:
-    # Only for who schedules: importing it costs every other process for nothing.
-    if name == "Refresh":
-        from cachewright.schedule import Refresh
+_LAZY = {
+    "BufferStats": "cachewright.behind.buffers.base",
+    "BufferedWrite": "cachewright.behind.operating",
+    "FlusherStats": "cachewright.behind.flusher",
+    "Refresh": "cachewright.schedule",
+}
 
-        return Refresh
+
+def __getattr__(name: str) -> Any:
+    # Only for who schedules or writes behind: importing it costs every other process for nothing.
+    if name in _LAZY:
+        from importlib import import_module
+
+        return getattr(import_module(_LAZY[name]), name)
     raise AttributeError(f"module 'cachewright' has no attribute {name!r}")

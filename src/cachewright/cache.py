@@ -303,8 +303,20 @@ class Cache(CacheAside):
         return await self.engine.inspect(self._aio, check_key(key))
 
     def stats(self) -> dict[str, Any]:
-        """Counters since the cache was made, and each tier's own facts. Holds no keys and no credentials."""
-        return self.engine.stats()
+        """Counters since the cache was made, and each tier's and buffer's own facts. Holds no keys and no credentials.
+
+        A buffer that does not answer within half a second has an ``error`` in place of its figures.
+        """
+        parts = {name: one.behind for name, one in self._repositories.items() if one.behind is not None}
+        if not parts:
+            return self.engine.stats() | {"write_behind": {}}
+        from cachewright.behind.operating import look_at
+
+        return self.engine.stats() | {"write_behind": look_at(parts)}
+
+    async def astats(self) -> dict[str, Any]:
+        """`stats`, awaited: an event loop need not wait for buffers."""
+        return await self._aio.offload(self.stats)
 
     def connect(self, attempts: int = 3, wait: float = 1.0) -> Self:
         """Reaches every tier once, trying again as often as said, so that a wrong address shows at start.

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any, Generic, Protocol, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, Protocol, Self, TypeVar
 
 from cachewright.codecs.annotations import loader_type
 from cachewright.core.engine import Engine, Inspection
@@ -15,9 +15,13 @@ from cachewright.errors import ConfigurationError
 from cachewright.key_values import render
 from cachewright.keys import check_key
 from cachewright.options import MISSING, Entry, Options
+from cachewright.repository_behind import BehindFace
 from cachewright.runtime.base import Runtime, drive
 from cachewright.spelling import did_you_mean
 from cachewright.write_modes import Origin, WriteAround, WriteBehind, WriteThrough
+
+if TYPE_CHECKING:
+    from cachewright.behind.operating import Operating
 
 __all__ = ["Origin", "Repository", "Writes"]
 
@@ -29,6 +33,9 @@ Writes = str | WriteThrough | WriteAround | WriteBehind
 class _Writer(Protocol):
     savers: Any
 
+    @property
+    def behind(self) -> Operating | None: ...
+
     async def write(self, rt: Runtime, values: Mapping[str, tuple[Any, Any]], options: Options) -> None: ...
 
     async def pending(self, rt: Runtime, keys: list[str]) -> dict[str, Any]: ...
@@ -38,7 +45,7 @@ class _Writer(Protocol):
     async def close(self, rt: Runtime, timeout: float | None) -> None: ...
 
 
-class Repository(Generic[Id, V]):
+class Repository(BehindFace[Id], Generic[Id, V]):
     """Made by `Cache.repository`. Every method has a twin with an ``a`` in front, to be awaited."""
 
     def __init__(
@@ -54,6 +61,7 @@ class Repository(Generic[Id, V]):
         typed: bool,
         not_saved: Sequence[type[Exception]],
         ordered_saver: bool,
+        beside: Operating | None = None,
     ) -> None:
         if not name or any(mark in name for mark in "{}\0"):
             raise ConfigurationError(f"repository name {name!r}: expected a word, without braces")
@@ -64,10 +72,15 @@ class Repository(Generic[Id, V]):
         self._tag = f"\0r:{name}"
         self._options, self._typed = options, typed
         self._memory = engine.state.chain.memory
-        self._writer = self._make_writer(writes, not_saved, ordered_saver)
+        self._writer = self._make_writer(writes, not_saved, ordered_saver, beside)
+        self.behind = self._writer.behind
 
     def _make_writer(
-        self, writes: Writes, not_saved: Sequence[type[Exception]], ordered_saver: bool
+        self,
+        writes: Writes,
+        not_saved: Sequence[type[Exception]],
+        ordered_saver: bool,
+        beside: Operating | None,
     ) -> _Writer:
         named: dict[str, Writes] = {
             "through": WriteThrough(),
@@ -80,9 +93,22 @@ class Repository(Generic[Id, V]):
             from cachewright.write_behind import SavingLater
 
             return SavingLater(
-                self._engine, self.name, how, self._origin, lambda: self.options, not_saved, ordered_saver
+                self._engine,
+                self.name,
+                how,
+                self._origin,
+                lambda: self.options,
+                not_saved,
+                ordered_saver,
+                (self._threads, self._aio),
+                beside,
             )
         if isinstance(how, WriteThrough | WriteAround):
+            if beside is not None:
+                raise ConfigurationError(
+                    f"this cache has a repository {self.name!r} that writes behind, and its keys are those of this one, "
+                    f"whose reads would pass what waits in the buffer: use that one, or give this one another name"
+                )
             from cachewright.write_through import SavingNow
 
             keep = isinstance(how, WriteThrough)

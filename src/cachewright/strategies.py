@@ -6,7 +6,7 @@ import threading
 import weakref
 from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from datetime import tzinfo
-from types import FunctionType
+from types import FunctionType, MappingProxyType
 from typing import TYPE_CHECKING, Any, ParamSpec, Protocol, TypeVar, Unpack, overload
 
 from cachewright.codecs.annotations import loader_type
@@ -55,6 +55,7 @@ class Strategies:
         self._parts: set[Closing] = set()
         self._types: weakref.WeakKeyDictionary[Any, Any] = weakref.WeakKeyDictionary()
         self._schedules: Schedules | None = None
+        self._repositories: dict[str, Repository[Any, Any]] = {}
 
     @overload
     def cached(self, function: staticmethod[P, R], /) -> CachedFunction[P, R]: ...
@@ -182,7 +183,8 @@ class Strategies:
         """One kind of thing at one origin, read and written through the cache.
 
         Args:
-            name: what its keys begin with: ``user:1``.
+            name: what its keys begin with: ``user:1``. Two repositories of one name share their keys; where one writes
+                behind, a later one must too, through the same buffer.
             load: ``load(id)`` reads one.
             save: ``save(id, value)`` writes one; with a parameter ``write`` it is also given a `Write`.
             delete: ``delete(id)`` deletes one.
@@ -199,6 +201,7 @@ class Strategies:
         Raises:
             ConfigurationError: functions or options that cannot work together.
         """
+        before = self._repositories.get(name)
         made: Repository[Any, Any] = Repository(
             self.engine,
             self._threads,
@@ -210,9 +213,16 @@ class Strategies:
             typed="type" in options,
             not_saved=not_saved,
             ordered_saver=ordered_saver,
+            beside=before.behind if before is not None else None,
         )
         self._parts.add(made)
+        self._repositories[name] = made
         return made
+
+    @property
+    def repositories(self) -> Mapping[str, Repository[Any, Any]]:
+        """The repositories made so far, by name; of several with one name, the last."""
+        return MappingProxyType(dict(self._repositories))
 
     def refresh_every(
         self,

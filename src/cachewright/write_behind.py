@@ -12,9 +12,10 @@ from typing import Any
 
 from cachewright.behind.buffers import default_buffer_url, open_buffer
 from cachewright.behind.buffers.base import Buffer, NewRecord, Record
-from cachewright.behind.flusher import Flusher
+from cachewright.behind.flusher import Flusher, Where
+from cachewright.behind.operating import Operating, is_hosted, shown_url
 from cachewright.behind.saving import Savers
-from cachewright.behind.types import BehindOptions
+from cachewright.behind.types import BehindOptions, CeleryFlusher
 from cachewright.codecs.base import make_context
 from cachewright.codecs.msgpack import MsgpackCodec
 from cachewright.core.engine import Engine
@@ -41,6 +42,8 @@ class SavingLater:
         options: Callable[[], Options],
         not_saved: Sequence[type[Exception]],
         ordered_saver: bool,
+        runtimes: tuple[Runtime, Runtime],
+        beside: Operating | None = None,
     ) -> None:
         if origin.save is None and origin.save_many is None:
             raise ConfigurationError(f"repository {name!r} writes behind and needs save= or save_many=")
@@ -57,14 +60,13 @@ class SavingLater:
         namespace = engine.state.namespace
         behind = how.behind_options(ordered_saver)
         buffer = _open(how.buffer, namespace, name, behind)
-        where: Any = how.flusher
-        notify = on_close = None
-        if where == "celery" or not isinstance(where, str):
-            from cachewright.behind.celery import app_for, install
-
-            flushing = install(app_for() if where == "celery" else where)
-            where, notify = "celery", flushing.hints(namespace, name, engine.state.hub)
-            on_close = flushing.close
+        if beside is not None and beside.flusher.buffer.url != buffer.url:
+            raise ConfigurationError(
+                f"this cache has a repository {name!r} that writes behind through {beside.url}, and this one would "
+                f"through {shown_url(buffer.url)}: their keys are the same, and neither would read what waits "
+                f"in the other's buffer; give both the same buffer, or another name"
+            )
+        where, notify, on_close = self._where(how, namespace, name)
         self.flusher = Flusher(
             buffer,
             self.savers,
@@ -73,12 +75,33 @@ class SavingLater:
             after_save=self._after_save,
             options=behind,
             events=engine.state.hub,
-            where=where,
+            where="worker" if is_hosted() else where,
             notify=notify,
             on_close=on_close,
         )
-        log.info("repository %r writes behind through %s", name, buffer.url)
+        self.behind = Operating(
+            self.flusher, where, *runtimes, engine.drop_many, self._decode, _decode_id, hint=notify
+        )
+        log.info("repository %r writes behind through %s", name, shown_url(buffer.url))
         self.flusher.resume()
+
+    def _where(
+        self, how: WriteBehind, namespace: str, name: str
+    ) -> tuple[Where, Callable[[Sequence[str]], None] | None, Callable[[], None] | None]:
+        """Who saves; and for Celery, how a `Flusher` is to hint and to close."""
+        where: Any = how.flusher
+        if where in ("background", "worker", "none"):
+            return where, None, None
+        if is_hosted():
+            return "celery", None, None
+        from cachewright.behind.celery import app_for, install
+
+        if isinstance(where, CeleryFlusher):
+            app = where.app if where.app is not None else app_for()
+            flushing = install(app, queue=where.queue, queue_type=where.queue_type, sweep=where.sweep)
+        else:
+            flushing = install(app_for() if where == "celery" else where)
+        return "celery", flushing.hints(namespace, name, self._engine.state.hub), flushing.close
 
     async def _after_save(self, rt: Runtime, keys: Sequence[str]) -> None:
         await self._engine.drop_many(rt, list(keys))

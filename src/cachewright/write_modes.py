@@ -59,7 +59,8 @@ class WriteBehind:
         claim: life of a flusher's claim, renewed while a saver runs.
         settle: how long a save of unknown outcome may still land.
         flusher: ``"background"`` (a thread or task of this process), ``"celery"`` (``CACHEWRIGHT_BROKER`` names the
-            broker), a Celery app of your own, ``"worker"`` (another process does it) or ``"none"`` (only `flush` does).
+            broker), a Celery app of your own, a `CeleryFlusher` with its queue, ``"worker"`` (``cachewright worker``
+            does it, in another process) or ``"none"`` (only `flush` does).
     """
 
     buffer: str | Buffer | None = field(default=None, repr=False)  # a URL may hold a password
@@ -80,7 +81,7 @@ class WriteBehind:
         if isinstance(self.flusher, str) and self.flusher not in FLUSHERS:
             hint = did_you_mean(self.flusher, FLUSHERS)
             raise ConfigurationError(
-                f"flusher={without_credentials(self.flusher)!r}: expected one of {', '.join(FLUSHERS)}{hint}, or a Celery app"
+                f"flusher={without_credentials(self.flusher)!r}: expected one of {', '.join(FLUSHERS)}{hint}, a Celery app or CeleryFlusher(…)"
             )
         buffer: object = self.buffer
         if (

@@ -24,6 +24,8 @@ __all__ = ["SavingNow"]
 class SavingNow:
     """How a repository writes when it saves before it returns."""
 
+    behind = None  # nothing of it ever waits
+
     def __init__(
         self,
         engine: Engine,

@@ -15,7 +15,7 @@ import celery
 import psutil
 import pytest
 
-from cachewright import Cache, Repository, WriteBehind, events
+from cachewright import Cache, CeleryFlusher, Repository, WriteBehind, events
 from cachewright.behind.buffers import open_buffer
 from cachewright.behind.buffers.base import NewRecord
 from cachewright.behind.celery import app_for, install, unsafe_settings
@@ -332,12 +332,63 @@ def test_unsafe_settings_are_named():
     install(app)
     app.finalize()
     found = "\n".join(unsafe_settings(app))
-    for word in ("visibility timeout", "acks_late", "reject_on_worker_lost", "pickle"):
+    for word in ("visibility timeout (an hour", " acks_late", "reject_on_worker_lost", "pickle"):
         assert word in found
+    app.conf.broker_transport_options = {"visibility_timeout": 20}
+    assert "visibility timeout (20 s here)" in "\n".join(unsafe_settings(app))
+    loose = celery.Celery("z", broker="memory://", set_as_current=False)
+    install(loose)
+    loose.finalize()
+    (sentence,) = unsafe_settings(loose)
+    assert "memory has no publisher confirms" in sentence
     safe = celery.Celery("y", broker="amqp://127.0.0.1:1//", set_as_current=False)
     install(safe)
     safe.finalize()
     assert unsafe_settings(safe) == []
+
+
+def test_the_queue_is_the_users_choice_and_one_for_all(tmp_path, rabbitmq_server):
+    app = celery.Celery("quorum", broker=rabbitmq_server.url, set_as_current=False)
+    cache = Cache()
+
+    def make(name, flusher) -> Repository[int, str]:
+        how = WriteBehind(flusher=flusher, buffer=f"sqlite:///{tmp_path}/x.db")
+        return cache.repository(name, lambda _: "v", lambda _, value: None, writes=how)
+
+    name = f"hints-{os.urandom(4).hex()}"
+    users = make("user", CeleryFlusher(app, queue=name, queue_type="quorum", sweep=3))
+    make("order", app)
+    make("bill", CeleryFlusher(app, queue=name, queue_type="quorum", sweep=3))
+    flushing = install(app)
+    assert (flushing.queue, flushing.queue_type, flushing.sweep_every) == (name, "quorum", 3)
+    users.put(1, "v")
+    assert flushing.sender.drain(20)
+    assert flushing.sender.lost == 0
+    with app.connection_for_read() as connection, connection.channel() as channel:
+        # asking for it as it is passes; RabbitMQ refuses another type
+        durable = {"durable": True, "auto_delete": False}
+        channel.queue_declare(name, arguments={"x-queue-type": "quorum"}, **durable)
+        assert channel.queue_purge(name) == 1
+        channel.queue_delete(name)
+    with pytest.raises(
+        ConfigurationError, match=r"queue_type='classic': this Celery app flushes with .*'quorum'"
+    ):
+        make("late", CeleryFlusher(app, queue=name))
+    cache.close()
+
+
+@pytest.mark.parametrize(
+    ("wrong", "word"),
+    [
+        ({"queue_type": "quorom"}, "did you mean 'quorum'"),
+        ({"queue": ""}, "1 to 255 bytes"),
+        ({"queue": 3}, "1 to 255 bytes"),
+        ({"sweep": -1}, "sweep=-1"),
+    ],
+)
+def test_wrong_settings_of_the_queue(wrong, word):
+    with pytest.raises(ConfigurationError, match=word):
+        CeleryFlusher(**wrong)
 
 
 def test_wrong_uses(monkeypatch):

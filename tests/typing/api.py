@@ -6,12 +6,25 @@ checkers report one that is not needed.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, assert_type
 
-from cachewright import Cache, CachedFunction, CacheInfo, Entry, Inspection, Retry, compat
+from cachewright import (
+    BufferedWrite,
+    Cache,
+    CachedFunction,
+    CacheInfo,
+    CeleryFlusher,
+    Entry,
+    FlusherStats,
+    Inspection,
+    Repository,
+    Retry,
+    WriteBehind,
+    compat,
+)
 
 
 @dataclass
@@ -176,6 +189,25 @@ async def repositories() -> None:
     users.put_many({1: User(1, "Ada")})
     users.delete(1)
     users.flush(timeout=1)
+    assert_type(users.dirty(limit=10), list[BufferedWrite])
+    assert_type(await users.adirty(), list[BufferedWrite])
+    assert_type(users.dead_letters(), list[BufferedWrite])
+    assert_type(await users.adead_letters(limit=10), list[BufferedWrite])
+    users.replay(1)
+    await users.areplay(1)
+    assert_type(users.discard(1), BufferedWrite)
+    assert_type(await users.adiscard(1), BufferedWrite)
+    assert_type(users.behind_stats(), FlusherStats)
+    assert_type(await users.abehind_stats(), FlusherStats)
+    assert_type(users.behind_stats().buffer.dirty, int)
+    assert_type(cache.repositories, Mapping[str, Repository[Any, Any]])
+    assert_type(cache.stats(), dict[str, Any])
+    assert_type(await cache.astats(), dict[str, Any])
+    WriteBehind(flusher=CeleryFlusher(queue="hints", queue_type="quorum", sweep=timedelta(seconds=5)))
+    CeleryFlusher(queue_type="stream")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+
+    users.replay("1")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+    users.discard("1")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
 
     later = cache.repository("user", load=load_user_later, writes="around")
     assert_type(await later.aget(1), User)

@@ -6,7 +6,7 @@ by every worker at an interval, picks up what no hint told of, what waits after 
 The side that writes and the worker import the same module, which makes the repository::
 
     app = Celery("shop", broker="amqp://…")
-    users = cache.repository("user", load=…, save=…, writes=WriteBehind(flusher=app))
+    users = cache.repository("user", load=…, save=…, writes=WriteBehind(flusher=app))  # or CeleryFlusher(app, queue=…)
 
     $ celery -A shop worker        # takes the queue "cachewright" beside its own
 
@@ -25,8 +25,10 @@ from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 from cachewright.behind.flusher import find_flusher, known_flushers
+from cachewright.behind.types import CeleryFlusher
 from cachewright.errors import ConfigurationError, MissingExtraError
 from cachewright.events import BackgroundFailed, Hub
+from cachewright.options import Seconds, seconds
 from cachewright.runtime.base import drive
 from cachewright.runtime.threads import THREADS
 
@@ -37,15 +39,15 @@ try:
 except ImportError as error:
     raise MissingExtraError("flushing by Celery", "celery") from error
 
-__all__ = ["FLUSH", "QUEUE", "SWEEP", "CeleryFlushing", "app_for", "install", "unsafe_settings"]
+__all__ = ["FLUSH", "SWEEP", "CeleryFlushing", "app_for", "install", "unsafe_settings"]
 
 log = logging.getLogger("cachewright")
-QUEUE = "cachewright"
 FLUSH, SWEEP = "cachewright.flush", "cachewright.sweep"
 _KEYS_A_MESSAGE = 100
 _MOST_WAITING = 100_000  # hints not sent yet; what is more is left to the sweep
 _ROUNDS = 100  # of one task; a key that is written all the time must not keep a worker for ever
 _LATE_BROKERS = ("redis", "rediss", "sentinel", "filesystem", "sqs", "sqlalchemy", "gcpubsub")
+_CONFIRMED = ("amqp", "pyamqp", "amqps")  # by py-amqp
 
 
 def unsafe_settings(app: Any) -> list[str]:
@@ -53,19 +55,23 @@ def unsafe_settings(app: Any) -> list[str]:
     found = []
     transport = str(app.connection_for_write().transport_cls).partition("+")[0]
     if transport in _LATE_BROKERS:
+        options = app.conf.broker_transport_options or {}
+        life = options.get("visibility_timeout")
+        after = "an hour by default" if life is None else f"{life} s here"
         found.append(
             f"the broker is {transport}: the hints of a worker that dies come again only after its visibility "
-            f"timeout (an hour by default), so such keys wait for the sweep; RabbitMQ is the broker to use"
+            f"timeout ({after}), so such keys wait for the sweep, and a save that takes longer than it is hinted "
+            f"twice; RabbitMQ is the broker to use"
+        )
+    elif transport not in _CONFIRMED:
+        found.append(
+            f"the transport {transport} has no publisher confirms: nobody notices a hint that is lost on its way, and "
+            f"its key waits for the sweep; use amqp://"
         )
     task = app.tasks[FLUSH]
-    if not task.acks_late:
-        found.append(
-            "task_annotations take acks_late from cachewright.flush: a worker that dies loses its hint"
-        )
-    if not task.reject_on_worker_lost:
-        found.append(
-            "task_annotations take reject_on_worker_lost from cachewright.flush: a pool child that dies loses its hint"
-        )
+    for name, loses in (("acks_late", "a worker"), ("reject_on_worker_lost", "a pool child")):
+        if not getattr(task, name):
+            found.append(f"task_annotations take {name} from {FLUSH}: {loses} that dies loses its hint")
     loose = {"pickle", "yaml", "application/x-python-serialize"} & set(app.conf.accept_content or ())
     if loose:
         found.append(
@@ -283,7 +289,7 @@ class HintSender:
             app.finalize(auto=True)
             connection = app.connection_for_write()
             options = {**(app.conf.broker_transport_options or {}), "confirm_publish": True}
-            if connection.transport_cls in ("amqp", "pyamqp", "amqps"):
+            if connection.transport_cls in _CONFIRMED:
                 connection.transport_options = options
             self._connection = connection
         self._connection.ensure_connection(max_retries=1, interval_start=0, timeout=4.0)
@@ -323,24 +329,37 @@ _lock = threading.Lock()
 def install(
     app: Any,
     *,
-    queue: str = QUEUE,
-    queue_type: Literal["classic", "quorum"] = "classic",
-    sweep: float = 10.0,
+    queue: str | None = None,
+    queue_type: Literal["classic", "quorum"] | None = None,
+    sweep: Seconds | None = None,
 ) -> CeleryFlushing:
     """Puts the tasks into an app, once; later calls return the same. See `CeleryFlushing` for the arguments.
 
+    What is left out is what an earlier call said, or the default.
+
     Raises:
-        ConfigurationError: ``app`` is no Celery app, or ``queue_type`` is unknown.
+        ConfigurationError: ``app`` is no Celery app, a setting cannot work or is not what an earlier call said.
     """
     if not isinstance(app, celery.Celery):
         raise ConfigurationError(f"flusher={app!r}: expected a celery.Celery app")
-    if queue_type not in ("classic", "quorum"):
-        raise ConfigurationError(f"queue_type={queue_type!r}: expected 'classic' or 'quorum'")
+    asked = {"queue": queue, "queue_type": queue_type, "sweep": sweep}
+    given: dict[str, Any] = {name: value for name, value in asked.items() if value is not None}
+    how = CeleryFlusher(app, **given)
     with _lock:
         found = _installed.get(app)
         if found is None:
-            found = _installed[app] = CeleryFlushing(app, queue=queue, queue_type=queue_type, sweep=sweep)
-        return found
+            every = seconds("sweep", how.sweep, zero=True)
+            assert every is not None, "None is no sweep's interval"
+            found = CeleryFlushing(app, queue=how.queue, queue_type=how.queue_type, sweep=every)
+            _installed[app] = found
+    stand = {"queue": found.queue, "queue_type": found.queue_type, "sweep": found.sweep_every}
+    for name, wanted in given.items():
+        if getattr(how, name) != stand[name]:
+            raise ConfigurationError(
+                f"{name}={wanted!r}: this Celery app flushes with {name}={stand[name]!r} already, and there is one "
+                f"queue for all repositories of an app; give all of them the same CeleryFlusher"
+            )
+    return found
 
 
 def app_for(broker: str | None = None) -> Any:

@@ -1,18 +1,20 @@
-"""What write-behind's users meet: the `Write` that a saver is given, and the options of a flusher."""
+"""What write-behind's users meet: the `Write` that a saver is given, and the options of flushers."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from typing import Any, Literal
 
 from cachewright.errors import ConfigurationError
-from cachewright.options import seconds
+from cachewright.keys import shorten
+from cachewright.options import Seconds, seconds
 from cachewright.spelling import did_you_mean
 
-__all__ = ["BehindOptions", "Write"]
+__all__ = ["BehindOptions", "CeleryFlusher", "Write"]
 
 OnFull = Literal["block", "raise", "through"]
 _ON_FULL = ("block", "raise", "through")
+QUEUE_TYPES = ("classic", "quorum")
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,3 +88,39 @@ class BehindOptions:
     def names(cls) -> tuple[str, ...]:
         """All option names, for messages about a wrong one."""
         return tuple(field.name for field in fields(cls))
+
+
+@dataclass(frozen=True, slots=True)
+class CeleryFlusher:
+    """``WriteBehind(flusher=CeleryFlusher(app, …))``: Celery workers save. Needs the extra ``celery``.
+
+    All repositories of one app flush through one queue, so they must be given the same settings.
+
+    Attributes:
+        app: a `celery.Celery`; None: one for ``CACHEWRIGHT_BROKER``.
+        queue: name of the durable queue for the hints; every worker of the app takes it beside its own.
+        queue_type: ``"classic"``, or ``"quorum"`` for one that RabbitMQ replicates. A queue that exists keeps its type:
+            choose another name with another type.
+        sweep: seconds between the sweeps that each worker sends, which save what no hint told of; 0: none, have Celery
+            beat send ``cachewright.sweep`` to that queue.
+    """
+
+    app: Any = field(default=None, repr=False)  # an app's repr may show its broker
+    queue: str = "cachewright"
+    queue_type: Literal["classic", "quorum"] = "classic"
+    sweep: Seconds = 10.0
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "sweep", seconds("sweep", self.sweep, zero=True))
+        queue: object = self.queue
+        if (
+            not isinstance(queue, str)
+            or not 0 < len(queue.encode("utf-8", "replace")) <= 255
+            or "\0" in queue
+        ):
+            raise ConfigurationError(f"queue={shorten(queue)}: expected a name of 1 to 255 bytes")
+        if self.queue_type not in QUEUE_TYPES:
+            hint = did_you_mean(str(self.queue_type), QUEUE_TYPES)
+            raise ConfigurationError(
+                f"queue_type={shorten(self.queue_type)}: expected 'classic' or 'quorum'{hint}"
+            )
