@@ -1,0 +1,173 @@
+"""One process that writes behind and may be killed at any moment: ``python -m tests.crash.writer '<order as JSON>'``.
+
+It tells its parent what it does in lines on standard output; each is one ``write`` of a pipe, so a SIGKILL tears none
+and takes none back. Times are of the monotonic clock, which is one for all processes of the machine; they enclose the
+call (the first is read before it, the second after it)::
+
+    begun                          the repository is open
+    put  <name> <key> <time>       about to write the value <name>        (del: about to delete)
+    ack  <name> <time>             that call returned
+    not  <name>                    it raised `BufferUnavailable` or `BufferFull`: nothing was accepted
+    what <name> <time> <error>     it raised something else: it may have been taken
+    got  <key> <value> <time> <time>   a read; "-" is None
+    save <n>                       its n-th save is about to be committed; `done` after it
+    full <seconds>                 the longest call
+
+With ``puts`` it ends by itself: it drains and leaves.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import random
+import signal
+import sys
+import threading
+import time
+import traceback
+from typing import Any
+
+from cachewright import BufferFull, BufferUnavailable
+from tests.crash.shop import Order, Shop
+
+__all__: list[str] = []
+
+PATIENCE = 60.0
+
+
+def say(*words: object) -> None:
+    """One line, whole or not at all."""
+    os.write(1, (" ".join(map(str, words)) + "\n").encode())
+
+
+class Crash:
+    """Ends or stops this process at one side of the commit of its n-th save."""
+
+    def __init__(self, order: Order) -> None:
+        self._order, self._counts = order, {"before": 0, "after": 0}
+        self._lock = threading.Lock()
+
+    def at(self, point: str) -> None:
+        """Called by the origin in every save."""
+        with self._lock:
+            self._counts[point] += 1
+            here = [point, self._counts[point]]
+        say("save" if point == "before" else "done", here[1])
+        for what, signal_ in ((self._order.kill, signal.SIGKILL), (self._order.stop, signal.SIGSTOP)):
+            if what is not None and list(what) == here:
+                os.kill(os.getpid(), signal_)
+
+
+class Caller:
+    """One thread or task of a writer: what it writes next, and what it says of it."""
+
+    def __init__(self, order: Order, number: int) -> None:
+        self.order, self.number, self.count = order, number, 0
+        self.chance = random.Random(f"{order.seed}:{number}")
+
+    def next(self) -> tuple[str, str, str]:
+        """What to do, to which key, under which name."""
+        what = self.chance.choices(["put", "del", "got"], [85, 10, 5])[0]
+        self.count += what != "got"
+        key = self.order.key(self.chance.randrange(self.order.keys))
+        return what, key, f"{self.order.name}.{self.number}.{self.count}"
+
+    @property
+    def is_over(self) -> bool:
+        return self.order.puts is not None and self.count >= self.order.puts
+
+    def failed(self, name: str, error: Exception) -> float:
+        """Says so; how long to wait before the next."""
+        if isinstance(error, BufferUnavailable | BufferFull):
+            say("not", name)
+        else:
+            say("what", name, time.monotonic(), type(error).__name__)
+        return 0.01
+
+    def run(self, shop: Shop) -> None:
+        """As a thread."""
+        items = shop.items
+        while not self.is_over:
+            what, key, name = self.next()
+            pause = self.order.pause
+            before = time.monotonic()
+            try:
+                if what == "got":
+                    found = items.get(key)
+                    say("got", key, found or "-", before, time.monotonic())
+                    continue
+                say(what, name, key, before)
+                if what == "put":
+                    items.put(key, name)
+                else:
+                    items.delete(key)
+                say("ack", name, time.monotonic())
+            except Exception as error:
+                pause += 0.01 if what == "got" else self.failed(name, error)
+            if pause:
+                time.sleep(pause)
+
+    async def arun(self, shop: Shop) -> None:
+        """As a task."""
+        items = shop.items
+        while not self.is_over:
+            what, key, name = self.next()
+            pause = self.order.pause
+            before = time.monotonic()
+            try:
+                if what == "got":
+                    found = await items.aget(key)
+                    say("got", key, found or "-", before, time.monotonic())
+                    continue
+                say(what, name, key, before)
+                if what == "put":
+                    await items.aput(key, name)
+                else:
+                    await items.adelete(key)
+                say("ack", name, time.monotonic())
+            except Exception as error:
+                pause += 0.01 if what == "got" else self.failed(name, error)
+            await asyncio.sleep(pause)
+
+
+def write(order: Order) -> None:
+    """The blocking face."""
+    shop = Shop(order, Crash(order).at)
+    say("begun")
+    callers = [Caller(order, number) for number in range(order.callers)]
+    threads = [threading.Thread(target=guarded, args=(caller.run, shop)) for caller in callers]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    shop.close(PATIENCE)
+
+
+async def awrite(order: Order) -> None:
+    """The face of asyncio."""
+    shop = Shop(order, Crash(order).at)
+    say("begun")
+    await asyncio.gather(*(Caller(order, number).arun(shop) for number in range(order.callers)))
+    await shop.aclose(PATIENCE)
+
+
+def guarded(work: Any, *arguments: Any) -> None:
+    """A thread that fails takes the process with it: its parent sees the exit code."""
+    try:
+        work(*arguments)
+    except BaseException:
+        traceback.print_exc()
+        os._exit(1)
+
+
+def main() -> None:
+    order = Order.parse(sys.argv[1])
+    if order.face == "asyncio":
+        asyncio.run(awrite(order))
+    else:
+        write(order)
+
+
+if __name__ == "__main__":
+    main()
