@@ -15,6 +15,8 @@ import typer
 from rich.console import Console
 
 from cachewright import __version__
+from cachewright.cli.buffer import buffer
+from cachewright.cli.worker import work
 from cachewright.errors import ConfigurationError
 from cachewright.tour.render_json import JsonListener
 from cachewright.tour.render_plain import PlainListener
@@ -31,6 +33,10 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+
+
+app.command("worker")(work)
+app.add_typer(buffer, name="buffer")
 
 
 class EngineChoice(enum.StrEnum):
