@@ -167,7 +167,7 @@ class Run:
 
     def _life(self, number: int) -> None:
         chance = self.chance(f"life {number}")
-        how = chance.choices(["ack", "before", "after", "draining"], [50, 20, 20, 10])[0]
+        how = chance.choices(["any time", "acked", "before", "after", "draining"], [25, 25, 20, 20, 10])[0]
         changes: dict[str, Any] = {
             "name": f"w{number}",
             "seed": chance.randrange(2**32),
@@ -176,8 +176,8 @@ class Run:
             "callers": chance.choice([1, 1, 4]),
         }
         acks, delay = chance.randrange(1, 40), chance.random() * 0.02
-        if how in ("before", "after"):
-            changes["kill"] = [how, chance.randrange(1, 12)]
+        if how in ("before", "after", "acked"):
+            changes["kill"] = [how, chance.randrange(1, 40 if how == "acked" else 12)]
         if how == "draining":
             changes |= {"puts": acks, "callers": 1}
         child = self.child(self.order.but(**changes))
@@ -188,7 +188,7 @@ class Run:
                 time.sleep(chance.random() * 0.01)
                 self._strike()
                 self.count("server")
-        if alive and how in ("ack", "draining"):
+        if alive and how in ("any time", "draining"):
             child.wait_for("ack", acks)
             time.sleep(delay)
             child.kill()

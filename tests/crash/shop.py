@@ -35,7 +35,8 @@ class Order:
         keys: how many keys they share.
         puts: writes of each caller, then it drains and ends; None: until it is killed.
         pause: seconds between two writes of a caller.
-        kill: ``("before" | "after", n)``: it ends itself by SIGKILL at that side of the commit of its n-th save.
+        kill: ``("before" | "after", n)``: it ends itself by SIGKILL at that side of the commit of its n-th save;
+            ``("acked", n)``: as soon as its n-th write was acknowledged.
         stop: the same with SIGSTOP.
     """
 

@@ -180,6 +180,7 @@ def test_all_four_in_turn(
         flusher="celery",
         behind=BEHIND,
         pause=0.005,
+        keys=500,
     )
     run = celery_run(order)
     run.live(turns * len(TARGETS))

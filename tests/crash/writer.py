@@ -34,6 +34,7 @@ from tests.crash.shop import Order, Shop
 __all__: list[str] = []
 
 PATIENCE = 60.0
+HOT = 10  # keys that get half of the writes, where there are more
 
 
 def say(*words: object) -> None:
@@ -42,10 +43,10 @@ def say(*words: object) -> None:
 
 
 class Crash:
-    """Ends or stops this process at one side of the commit of its n-th save."""
+    """Ends or stops this process at one side of the commit of its n-th save, or ends it at its n-th acknowledgement."""
 
     def __init__(self, order: Order) -> None:
-        self._order, self._counts = order, {"before": 0, "after": 0}
+        self._order, self._counts = order, {"before": 0, "after": 0, "acked": 0}
         self._lock = threading.Lock()
 
     def at(self, point: str) -> None:
@@ -53,24 +54,32 @@ class Crash:
         with self._lock:
             self._counts[point] += 1
             here = [point, self._counts[point]]
-        say("save" if point == "before" else "done", here[1])
+        if point != "acked":
+            say("save" if point == "before" else "done", here[1])
         for what, signal_ in ((self._order.kill, signal.SIGKILL), (self._order.stop, signal.SIGSTOP)):
             if what is not None and list(what) == here:
                 os.kill(os.getpid(), signal_)
+
+    def acked(self, name: str) -> None:
+        """Called by a caller whose write was taken."""
+        say("ack", name, time.monotonic())
+        self.at("acked")
 
 
 class Caller:
     """One thread or task of a writer: what it writes next, and what it says of it."""
 
-    def __init__(self, order: Order, number: int) -> None:
-        self.order, self.number, self.count = order, number, 0
+    def __init__(self, order: Order, number: int, crash: Crash) -> None:
+        self.order, self.number, self.crash, self.count = order, number, crash, 0
         self.chance = random.Random(f"{order.seed}:{number}")
 
     def next(self) -> tuple[str, str, str]:
         """What to do, to which key, under which name."""
         what = self.chance.choices(["put", "del", "got"], [85, 10, 5])[0]
         self.count += what != "got"
-        key = self.order.key(self.chance.randrange(self.order.keys))
+        # Some keys are written all the time; the others keep what a lost hint, or a lost write, did to them.
+        keys = self.order.keys if self.chance.random() < 0.5 else min(HOT, self.order.keys)
+        key = self.order.key(self.chance.randrange(keys))
         return what, key, f"{self.order.name}.{self.number}.{self.count}"
 
     @property
@@ -102,7 +111,7 @@ class Caller:
                     items.put(key, name)
                 else:
                     items.delete(key)
-                say("ack", name, time.monotonic())
+                self.crash.acked(name)
             except Exception as error:
                 pause += 0.01 if what == "got" else self.failed(name, error)
             if pause:
@@ -125,7 +134,7 @@ class Caller:
                     await items.aput(key, name)
                 else:
                     await items.adelete(key)
-                say("ack", name, time.monotonic())
+                self.crash.acked(name)
             except Exception as error:
                 pause += 0.01 if what == "got" else self.failed(name, error)
             await asyncio.sleep(pause)
@@ -133,9 +142,10 @@ class Caller:
 
 def write(order: Order) -> None:
     """The blocking face."""
-    shop = Shop(order, Crash(order).at)
+    crash = Crash(order)
+    shop = Shop(order, crash.at)
     say("begun")
-    callers = [Caller(order, number) for number in range(order.callers)]
+    callers = [Caller(order, number, crash) for number in range(order.callers)]
     threads = [threading.Thread(target=guarded, args=(caller.run, shop)) for caller in callers]
     for thread in threads:
         thread.start()
@@ -146,9 +156,10 @@ def write(order: Order) -> None:
 
 async def awrite(order: Order) -> None:
     """The face of asyncio."""
-    shop = Shop(order, Crash(order).at)
+    crash = Crash(order)
+    shop = Shop(order, crash.at)
     say("begun")
-    await asyncio.gather(*(Caller(order, number).arun(shop) for number in range(order.callers)))
+    await asyncio.gather(*(Caller(order, number, crash).arun(shop) for number in range(order.callers)))
     await shop.aclose(PATIENCE)
 
 
