@@ -26,7 +26,7 @@ MAX_LINES = 400
 # from its own line only within one package or, for single files, among one line's files.
 LAYERS = [
     r"errors|spelling",
-    r"keys|key_\w+",
+    r"keys|key_\w+|url_parts",
     r"options",
     r"events",
     r"core\.(header|slot\w*)",

@@ -19,7 +19,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
-from urllib.parse import SplitResult, parse_qsl, unquote, urlsplit
+from urllib.parse import SplitResult, unquote
 
 from cachewright.errors import ConfigurationError
 from cachewright.keys import shorten
@@ -28,6 +28,7 @@ from cachewright.runtime.base import Clock
 from cachewright.spelling import did_you_mean
 from cachewright.tiers.base import Tier
 from cachewright.tiers.memory import MemoryTier
+from cachewright.url_parts import check_quoting, hosts, is_number, login, read_parameters, split
 
 __all__ = ["check_chain", "make_tier", "make_tiers"]
 
@@ -71,13 +72,7 @@ def make_tier(url: object, namespace: str, clock: Clock, copy: bool = False) -> 
         )
     if not isinstance(url, str):
         raise ConfigurationError(f"{shorten(url)}: expected a tier URL such as 'redis://localhost:6379/0'")
-    try:
-        parts = urlsplit(url)
-        query = parse_qsl(parts.query, keep_blank_values=True, strict_parsing=bool(parts.query))
-    except ValueError as error:
-        # Python's own words quote what stands before the host.
-        why = f" ({error})" if "@" not in url else ""
-        raise ConfigurationError(f"{_bare(url)}: not a URL{why}") from None
+    parts, query = split(url)
     scheme = _SCHEMES.get(parts.scheme)
     if scheme is not None and "://" not in url:
         raise ConfigurationError(f"{_bare(url)}: write {parts.scheme}:// (a colon and two slashes)")
@@ -90,20 +85,9 @@ def make_tier(url: object, namespace: str, clock: Clock, copy: bool = False) -> 
             f"known: {', '.join(f'{name}://' for name in _SCHEMES)}"
         )
     build, known = scheme
-    if parts.scheme in _WITH_HOSTS and "@" in f"{parts.path}{parts.query}{parts.fragment}":
-        # Not "…: 'hunter' is no port": what stands before the @ is a part of the password.
-        raise ConfigurationError(
-            f"{_bare(url)}: a password with '/', '?' or '#' must be quoted (urllib.parse.quote(password, safe=''))"
-        )
-    parameters = {}
-    for name, text in query:
-        if name not in known:
-            hint = did_you_mean(name, known)
-            shown = repr(name) if name.isidentifier() and len(name) <= 40 else "so written"
-            raise ConfigurationError(
-                f"{_bare(url)}: {parts.scheme}:// takes no parameter {shown}{hint}; known: {', '.join(known)}"
-            )
-        parameters[name] = _number(_bare(url), name, text, known[name])
+    if parts.scheme in _WITH_HOSTS:
+        check_quoting(_bare(url), parts)
+    parameters = read_parameters(_bare(url), parts.scheme, query, known)
     return build(_Made(_bare(url), parts, parameters, namespace, clock, copy))
 
 
@@ -122,44 +106,6 @@ def check_chain(tiers: Sequence[Tier]) -> None:
                 f"{names}: SQLite cannot stand under a shared tier: it belongs to one host, and a delete on another "
                 "host would leave its entry standing"
             )
-
-
-def _number(url: str, name: str, text: str, kind: type) -> Any:
-    if kind is str:
-        return text
-    try:
-        number = kind(text)
-    except ValueError:
-        number = -1
-    if not 0 <= number < 1e12 or (number == 0 and name != "db"):
-        what = "a whole number" if kind is int else "seconds"
-        # Something long, or with more in it than a number, is the rest of another URL, perhaps with its password.
-        shown = repr(text) if len(text) <= 20 and not set(text) & set("@:/?#") else "…"
-        raise ConfigurationError(f"{url}: {name}={shown}: expected {what} above 0")
-    return number
-
-
-def _is_number(text: str) -> bool:
-    # isdigit alone takes "²", which int refuses; int refuses thousands of digits too.
-    return text.isascii() and text.isdigit() and len(text) < 10
-
-
-def _port(made: _Made, host: str, default: int) -> tuple[str, int]:
-    name, colon, text = host.rpartition(":") if not host.endswith("]") else (host, "", "")
-    if not colon:
-        name, text = host, str(default)
-    if not _is_number(text) or not 0 < int(text) < 65536:
-        # Not shown: where "@host" was forgotten, it is the password.
-        raise ConfigurationError(f"{made.url}: what stands after {name + ':'!r} is no port (1 to 65535)")
-    return name.strip("[]") or "localhost", int(text)
-
-
-def _hosts(made: _Made, default: int) -> list[tuple[str, int]]:
-    netloc = made.parts.netloc.rpartition("@")[2]
-    hosts = [host for host in netloc.split(",") if host]
-    if not hosts:
-        raise ConfigurationError(f"{made.url}: names no server: {made.parts.scheme}://host:{default}")
-    return [_port(made, host, default) for host in hosts]
 
 
 def _no_place(made: _Made) -> None:
@@ -189,25 +135,26 @@ def _sqlite(made: _Made) -> Tier:
     return SqliteTier(path=path[1:], namespace=made.namespace, **made.parameters)
 
 
-def _login(made: _Made) -> dict[str, Any]:
-    user, password = made.parts.username, made.parts.password
-    return {"username": unquote(user) if user else None, "password": unquote(password) if password else None}
-
-
 def _redis(made: _Made) -> Tier:
     from cachewright.tiers.redis import RedisTier
 
-    (host, port), *more = _hosts(made, 6379)
+    (host, port), *more = hosts(made.url, made.parts, 6379)
     if more:
         raise ConfigurationError(
             f"{made.url}: several servers are a cluster: redis+cluster://host:port,host:port"
         )
     db = made.parts.path.strip("/") or "0"
-    if not _is_number(db):
+    if not is_number(db):
         raise ConfigurationError(f"{made.url}: {db!r} is no database number: redis://host:6379/0")
     ssl = made.parts.scheme in ("rediss", "valkeys")
     return RedisTier(
-        host=host, port=port, db=int(db), ssl=ssl, namespace=made.namespace, **_login(made), **made.parameters
+        host=host,
+        port=port,
+        db=int(db),
+        ssl=ssl,
+        namespace=made.namespace,
+        **login(made.parts),
+        **made.parameters,
     )
 
 
@@ -217,7 +164,7 @@ def _redis_unix(made: _Made) -> Tier:
     path = unquote(made.parts.path)
     if len(path) < 2:
         raise ConfigurationError(f"{made.url}: names no socket: redis+unix:///run/redis.sock?db=0")
-    return RedisTier(unix_path=path, namespace=made.namespace, **_login(made), **made.parameters)
+    return RedisTier(unix_path=path, namespace=made.namespace, **login(made.parts), **made.parameters)
 
 
 def _cluster(made: _Made) -> Tier:
@@ -225,14 +172,20 @@ def _cluster(made: _Made) -> Tier:
 
     ssl = made.parts.scheme.startswith("rediss")
     return RedisClusterTier(
-        nodes=_hosts(made, 6379), ssl=ssl, namespace=made.namespace, **_login(made), **made.parameters
+        nodes=hosts(made.url, made.parts, 6379),
+        ssl=ssl,
+        namespace=made.namespace,
+        **login(made.parts),
+        **made.parameters,
     )
 
 
 def _memcached(made: _Made) -> Tier:
     from cachewright.tiers.memcached import MemcachedTier
 
-    return MemcachedTier(servers=_hosts(made, 11211), namespace=made.namespace, **made.parameters)
+    return MemcachedTier(
+        servers=hosts(made.url, made.parts, 11211), namespace=made.namespace, **made.parameters
+    )
 
 
 def _embedded(made: _Made) -> Tier:
