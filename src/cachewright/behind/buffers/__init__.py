@@ -14,6 +14,7 @@ from cachewright.spelling import did_you_mean
 __all__ = ["default_buffer_url", "open_buffer"]
 
 _SYNCHRONOUS = ("full", "normal")
+_REDIS = ("redis", "rediss", "valkey", "valkeys", "redis+unix", "redis+cluster", "rediss+cluster")
 
 
 def default_buffer_url(namespace: str, name: str) -> str:
@@ -44,6 +45,11 @@ def open_buffer(
     ``sqlite:///relative/path`` or ``sqlite:////absolute/path``, with ``?synchronous=full|normal`` (``full`` by default:
     it survives power loss) and ``?busy=10`` (seconds to wait for another process).
 
+    ``redis://…``, ``rediss://…``, ``valkey://…``, ``valkeys://…``, ``redis+unix://…``, ``redis+cluster://…`` and
+    ``rediss+cluster://…`` as for tiers, with ``?durability=wait:N`` (a write counts when N replicas have it; by default
+    ``none``), ``wait_timeout=1`` (seconds that these are given), ``timeout=2`` (seconds for every call) and
+    ``partitions`` (1; on a cluster 16): a number that stays with the buffer.
+
     Args:
         url: see above.
         scope: whose records, ``"namespace/repository"``.
@@ -55,10 +61,14 @@ def open_buffer(
     """
     shown = without_credentials(url)  # the URL of a server, given here by mistake, may hold a password
     scheme, sep, rest = url.partition("://")
+    if sep and scheme in _REDIS:
+        from cachewright.behind.buffers.redis_urls import open_redis
+
+        return open_redis(url, scope, max_dirty=max_dirty, max_dirty_bytes=max_dirty_bytes)
     if not sep or scheme != "sqlite":
         raise ConfigurationError(
-            f"buffer={shown!r}: expected sqlite:///path (relative) or sqlite:////path (absolute)"
-            f"{did_you_mean(scheme, ['sqlite'])}"
+            f"buffer={shown!r}: expected sqlite:///path (relative), sqlite:////path (absolute), redis://host:6379/0 or "
+            f"redis+cluster://host:6379{did_you_mean(scheme, ['sqlite', *_REDIS])}"
         )
     place, _, query = rest.partition("?")
     if not place.startswith("/") or not place.strip("/"):
