@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from cachewright.testing.servers import PostgresServer
+from cachewright.testing.servers import PostgresServer, RedisServer
 from tests.crash.harness import Run
 from tests.crash.shop import Order
 
@@ -51,5 +51,27 @@ def test_sqlite_buffer_before_postgresql(
     kills: int,
 ) -> None:
     run = start_run(order(tmp_path, "ordered", origin=own_postgres().url))
+    run.live(kills)
+    figures(run.finish())
+
+
+@pytest.mark.parametrize("kills", [5, pytest.param(100, marks=pytest.mark.soak)])
+@pytest.mark.parametrize("form", ["plain", "ordered"])
+def test_redis_buffer(
+    tmp_path: Path,
+    start_run: Callable[..., Run],
+    figures: Callable[[str], None],
+    own_redis: Callable[..., RedisServer],
+    form: str,
+    kills: int,
+) -> None:
+    """Some of the kills are the server's, while the writer lives on: what was in flight then may have been taken."""
+    server = own_redis(options={"appendonly": "yes", "appendfsync": "always"})
+
+    def strike() -> None:
+        server.kill()
+        server.start()
+
+    run = start_run(order(tmp_path, form, buffer=f"{server.url}?durability=none"), strike=strike)
     run.live(kills)
     figures(run.finish())
