@@ -1,6 +1,6 @@
 """Write-behind's buffer against its rules in a dictionary: who may save which state of a key, and when.
 
-The rules are those of ``behind/buffers/base.py``; `tests/unit/test_buffer_rules.py` has the single cases by hand. Two
+The rules are those of ``behind/buffers/base.py``; `tests/contract/test_buffers.py` has the single cases by hand. Two
 repositories share the file and must not meet; the steps come through both faces in turn.
 """
 
@@ -25,6 +25,7 @@ from hypothesis.stateful import (
 
 from cachewright.behind.buffers import open_buffer
 from cachewright.behind.buffers.base import Ack, Buffer, BufferStats, Failure, NewRecord, Record
+from cachewright.behind.buffers.redis_urls import open_redis
 from cachewright.errors import BufferFull, NotDirtyError
 from cachewright.runtime.aio import AioRuntime
 from cachewright.runtime.base import drive
@@ -282,17 +283,25 @@ class BufferMachine(RuleBasedStateMachine):
         assert self.do("next_due", hurry=True) == min(times, default=None)
 
 
+@pytest.mark.parametrize("kind", ["sqlite", "redis"])
 @pytest.mark.parametrize("examples", [40, pytest.param(2000, marks=pytest.mark.soak)])
-def test_a_buffer_holds_what_its_rules_say(examples: int, tmp_path: Path) -> None:
+def test_a_buffer_holds_what_its_rules_say(
+    examples: int, kind: str, tmp_path: Path, namespace: str, request: pytest.FixtureRequest
+) -> None:
     made = itertools.count()
+    server = request.getfixturevalue("redis_server").url if kind == "redis" else ""
 
     def make(name: str) -> Buffer:
-        scope = f"shop{next(made) // len(NAMES)}/{name}"  # one file for all examples: a file takes longest
-        url = f"sqlite:///{tmp_path}/buffer.db?synchronous=normal"
-        return open_buffer(url, scope, max_dirty=MOST, max_dirty_bytes=MOST_BYTES)
+        scope = (
+            f"{namespace}{next(made) // len(NAMES)}/{name}"  # one file for all examples: a file takes longest
+        )
+        bounds = {"max_dirty": MOST, "max_dirty_bytes": MOST_BYTES}
+        if server:
+            return open_redis(f"{server}?timeout=30", scope, clock=lambda rt: rt.now(), **bounds)
+        return open_buffer(f"sqlite:///{tmp_path}/buffer.db?synchronous=normal", scope, **bounds)
 
     run_state_machine_as_test(
-        type("Machine of sqlite", (BufferMachine,), {"make_buffer": staticmethod(make)}),
+        type(f"Machine of {kind}", (BufferMachine,), {"make_buffer": staticmethod(make)}),
         settings=settings(
             max_examples=examples, stateful_step_count=40, suppress_health_check=list(HealthCheck)
         ),

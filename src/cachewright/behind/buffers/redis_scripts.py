@@ -181,7 +181,7 @@ end
 if which == 'look' then
   local times = {}
   for i = 1, math.min(#due, limit) do times[i] = due[i][2] end
-  return {'ok', server, holders, shelved, orphan and orphan[2][DUE], times}
+  return {'ok', server, holders, shelved, orphan and orphan[2][DUE] or false, times}
 end
 
 local records = {}
