@@ -12,6 +12,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -62,10 +63,12 @@ class Child:
     def __init__(self, order: Order, ledger: Ledger, folder: Path, environment: Mapping[str, str]) -> None:
         self.order, self.ledger = order, ledger
         self.overdue = False
+        self._reader: threading.Thread | None = None
         self._log = folder / f"{order.name}.log"
         with self._log.open("wb") as log:
             self.process = subprocess.Popen(
                 [sys.executable, "-m", "tests.crash.writer", order.dump()],
+                stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=log,
                 env=environment,
@@ -95,14 +98,26 @@ class Child:
                 return True
         return False
 
+    def follow(self) -> None:
+        """Reads on in a thread: where several writers live at once."""
+        self._reader = threading.Thread(target=lambda: deque(self.lines(), maxlen=0), daemon=True)
+        self._reader.start()
+
+    def ask_to_end(self) -> None:
+        """It stops writing, drains and leaves."""
+        assert self.process.stdin is not None
+        self.process.stdin.close()
+
     def kill(self) -> None:
         """SIGKILL; nothing where it has ended already."""
         self.process.kill()
 
     def rest(self) -> int:
         """Reads what there is, until it has ended; the exit code. A life that fails by itself fails the test."""
-        for _ in self.lines():
-            pass
+        if self._reader is None:
+            self.follow()
+        assert self._reader is not None
+        self._reader.join(PATIENCE)
         code = self.process.wait(PATIENCE)
         self.ledger.died(self.order.name, time.monotonic())
         self.close()
@@ -119,8 +134,11 @@ class Child:
         self._watch.cancel()
         self.process.kill()
         self.process.wait()
-        assert self.process.stdout is not None
-        self.process.stdout.close()
+        if self._reader is not None:
+            self._reader.join(5)  # it uses the pipe
+        for pipe in (self.process.stdin, self.process.stdout):
+            assert pipe is not None
+            pipe.close()
 
 
 class Run:
@@ -160,8 +178,8 @@ class Run:
         self.kills[what] = self.kills.get(what, 0) + 1
 
     def live(self, kills: int) -> None:
-        """Lives one after the other, until so many have been killed (of the server's kills too)."""
-        while sum(self.kills.values()) < kills:
+        """Lives one after the other, until so many have been killed (the server's kills are not counted here)."""
+        while sum(count for what, count in self.kills.items() if what != "server") < kills:
             self._life(self._lives)
             self._lives += 1
 
@@ -207,11 +225,13 @@ class Run:
         finally:
             shop.close()
         assert (stats.dirty, stats.dead) == (0, 0)
-        rows = self.origin.rows()
+        self.origin.close()  # the database may have been restarted since
+        mine = set(self.order.ids)  # others may save to the same database
+        rows = {id: value for id, value in self.origin.rows().items() if id in mine}
         self.ledger.check_rows(rows, self.order.ids)
         assert {id: value for id, value in cached.items() if value is not None} == rows
         self.ledger.check_reads()
-        journal = self.origin.journal()
+        journal = [entry for entry in self.origin.journal() if entry.id in mine]
         refused = self.check_journal(journal)
         self._check_end(rows, journal)
         return self.figures(len(journal), refused)

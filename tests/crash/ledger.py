@@ -8,6 +8,7 @@ raised, may have taken effect or not, and if so then before the moment of the ki
 from __future__ import annotations
 
 import math
+import threading
 from bisect import bisect_left
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -51,9 +52,14 @@ class Ledger:
     reads: list[Read] = field(default_factory=list)
     errors: dict[str, int] = field(default_factory=dict)
     _open: dict[str, Op] = field(default_factory=dict)
+    _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def line(self, text: str) -> str:
-        """Takes a line of a writer; the word that it begins with."""
+        """Takes a line of a writer; the word that it begins with. From any thread."""
+        with self._lock:
+            return self._line(text)
+
+    def _line(self, text: str) -> str:
         what, *words = text.split()
         if what in ("put", "del"):
             name, key, begin = words
@@ -62,7 +68,8 @@ class Ledger:
             op = self._open.pop(words[0])
             op.acked, op.end = True, float(words[1])
         elif what == "not":
-            self._open.pop(words[0]).refused = True
+            op = self._open.pop(words[0])
+            op.refused, op.end = True, float(words[1])
         elif what == "what":
             self._open.pop(words[0]).end = float(words[1])
             self.errors[words[2]] = self.errors.get(words[2], 0) + 1
@@ -73,8 +80,14 @@ class Ledger:
 
     def died(self, writer: str, at: float) -> None:
         """Nothing of a writer's calls can take effect after its death."""
-        for name in [name for name in self._open if name.startswith(f"{writer}.")]:
-            self._open.pop(name).end = at
+        with self._lock:
+            for name in [name for name in self._open if name.startswith(f"{writer}.")]:
+                self._open.pop(name).end = at
+
+    @property
+    def longest(self) -> float:
+        """Seconds that the longest call took, of those that ended."""
+        return max((op.end - op.begin for op in self.ops.values() if op.end < math.inf), default=0.0)
 
     @property
     def acks(self) -> int:

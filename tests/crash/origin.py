@@ -156,7 +156,8 @@ class Origin:
         return db
 
     def close(self) -> None:
-        """Closes the connections of all threads."""
+        """Closes the connections of all threads; the next use opens new ones."""
+        self._mine = threading.local()
         with self._lock:
             open_, self._open = self._open, []
         for db in open_:

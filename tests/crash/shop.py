@@ -33,6 +33,8 @@ class Order:
         seed: of its plan.
         callers: threads or tasks that write at once.
         keys: how many keys they share.
+        prefix: what the keys begin with.
+        reads: whether they also read.
         puts: writes of each caller, then it drains and ends; None: until it is killed.
         pause: seconds between two writes of a caller.
         kill: ``("before" | "after", n)``: it ends itself by SIGKILL at that side of the commit of its n-th save;
@@ -52,6 +54,8 @@ class Order:
     seed: int = 0
     callers: int = 1
     keys: int = 10
+    prefix: str = "k"
+    reads: bool = True
     puts: int | None = None
     pause: float = 0.0
     kill: Sequence[Any] | None = None
@@ -72,7 +76,7 @@ class Order:
 
     def key(self, number: int) -> str:
         """The id of the number-th row."""
-        return f"k{number}"
+        return f"{self.prefix}{number}"
 
     @property
     def ids(self) -> list[str]:

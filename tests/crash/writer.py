@@ -7,13 +7,12 @@ call (the first is read before it, the second after it)::
     begun                          the repository is open
     put  <name> <key> <time>       about to write the value <name>        (del: about to delete)
     ack  <name> <time>             that call returned
-    not  <name>                    it raised `BufferUnavailable` or `BufferFull`: nothing was accepted
+    not  <name> <time>             it raised `BufferUnavailable` or `BufferFull`: nothing was accepted
     what <name> <time> <error>     it raised something else: it may have been taken
     got  <key> <value> <time> <time>   a read; "-" is None
     save <n>                       its n-th save is about to be committed; `done` after it
-    full <seconds>                 the longest call
 
-With ``puts`` it ends by itself: it drains and leaves.
+With ``puts``, or when its standard input ends, it stops writing by itself: it drains and leaves.
 """
 
 from __future__ import annotations
@@ -34,6 +33,7 @@ from tests.crash.shop import Order, Shop
 __all__: list[str] = []
 
 PATIENCE = 60.0
+OVER = threading.Event()
 HOT = 10  # keys that get half of the writes, where there are more
 
 
@@ -75,7 +75,7 @@ class Caller:
 
     def next(self) -> tuple[str, str, str]:
         """What to do, to which key, under which name."""
-        what = self.chance.choices(["put", "del", "got"], [85, 10, 5])[0]
+        what = self.chance.choices(["put", "del", "got"], [85, 10, 5 * self.order.reads])[0]
         self.count += what != "got"
         # Some keys are written all the time; the others keep what a lost hint, or a lost write, did to them.
         keys = self.order.keys if self.chance.random() < 0.5 else min(HOT, self.order.keys)
@@ -84,12 +84,12 @@ class Caller:
 
     @property
     def is_over(self) -> bool:
-        return self.order.puts is not None and self.count >= self.order.puts
+        return OVER.is_set() or (self.order.puts is not None and self.count >= self.order.puts)
 
     def failed(self, name: str, error: Exception) -> float:
         """Says so; how long to wait before the next."""
         if isinstance(error, BufferUnavailable | BufferFull):
-            say("not", name)
+            say("not", name, time.monotonic())
         else:
             say("what", name, time.monotonic(), type(error).__name__)
         return 0.01
@@ -172,8 +172,16 @@ def guarded(work: Any, *arguments: Any) -> None:
         os._exit(1)
 
 
+def heed_the_parent() -> None:
+    """Until standard input ends: on the parent's word, or with its life."""
+    while os.read(0, 1):
+        pass
+    OVER.set()
+
+
 def main() -> None:
     order = Order.parse(sys.argv[1])
+    threading.Thread(target=heed_the_parent, daemon=True).start()
     if order.face == "asyncio":
         asyncio.run(awrite(order))
     else:
