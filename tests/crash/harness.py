@@ -17,15 +17,11 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from cachewright.behind.buffers.base import BufferStats
-from cachewright.behind.flusher import find_flusher
-from cachewright.runtime.base import drive
-from cachewright.runtime.threads import THREADS
 from tests.crash.ledger import Ledger
 from tests.crash.origin import Journaled, Origin
-from tests.crash.shop import NAMESPACE, REPOSITORY, Order, Shop
+from tests.crash.shop import Order, Shop
 
-__all__ = ["PATIENCE", "ROOT", "Child", "Run", "run_seed", "stats_of"]
+__all__ = ["PATIENCE", "ROOT", "Child", "Run", "run_seed"]
 
 ROOT = Path(__file__).resolve().parents[2]
 PATIENCE = 60.0
@@ -36,13 +32,6 @@ def run_seed() -> int:
     seed = int(os.environ.get("CRASH_SEED") or random.randrange(2**32))
     print(f"CRASH_SEED={seed} plays this again")
     return seed
-
-
-def stats_of(shop: Shop) -> BufferStats:
-    """What stands in a shop's buffer."""
-    flusher = find_flusher(NAMESPACE, REPOSITORY)
-    assert flusher is not None, f"{shop} made none"
-    return drive(flusher.buffer.stats(THREADS))
 
 
 def environment() -> dict[str, str]:
@@ -220,7 +209,7 @@ class Run:
         shop = Shop(self.order.but(face="threads", **changes))
         try:
             shop.items.flush(PATIENCE)
-            stats = stats_of(shop)
+            stats = shop.items.behind_stats().buffer
             cached = shop.items.get_many(self.order.ids)
         finally:
             shop.close()
