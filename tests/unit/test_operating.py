@@ -16,6 +16,7 @@ from cachewright.behind.buffers import open_buffer
 from cachewright.behind.buffers.base import BufferStats
 from cachewright.behind.buffers.sqlite import SQLiteBuffer
 from cachewright.behind.operating import hosted, safe_text
+from cachewright.behind.worker import Worker
 from cachewright.errors import BufferUnavailable
 from cachewright.runtime.base import drive
 from cachewright.runtime.threads import THREADS
@@ -109,7 +110,7 @@ def test_a_dead_letter_is_listed_replayed_and_saved(shop):
     assert desk.origin == {1: "value 1"}
 
 
-def test_a_replayed_dead_letter_wakes_the_background_flusher(shop):
+def test_a_replayed_dead_letter_starts_the_background_flusher(shop):
     desk = shop(flusher="background")
     desk.refuses.add(1)
     desk.users.put(1, "one")
@@ -117,9 +118,12 @@ def test_a_replayed_dead_letter_wakes_the_background_flusher(shop):
     while not desk.users.dead_letters():
         assert time.monotonic() < deadline
         time.sleep(0.01)
+    desk.users.close()  # its flusher ends, so that only replay can start it
     desk.refuses.clear()
     desk.users.replay(1)
-    desk.users.flush(20)
+    while not desk.origin:
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
     assert desk.origin == {1: "one"}
 
 
@@ -283,6 +287,28 @@ def test_a_host_flushes_nothing_by_itself(tmp_path, shop):
     assert drive(buffer.stats(THREADS)).dirty == 2
     assert host.origin == {}
     buffer.close()
+
+
+def test_draining_ends_though_others_go_on_writing(tmp_path):
+    saved = []
+
+    def save(n, value):
+        saved.append(n)
+        users.put(n + 1, value)  # while it drains; a later worker's work
+
+    with hosted(), Cache() as cache:
+        how = WriteBehind(buffer=f"sqlite:///{tmp_path}/buffer.db", flusher="worker")
+        users: Any = cache.repository("user", str, save, writes=how)
+        users.put(0, "x")
+        worker = Worker([users.behind])
+        worker.start()
+        worker.drain()
+        ends = time.monotonic() + 60
+        while not worker.wait(1):
+            assert time.monotonic() < ends, "it saves what came later, and what came after that, …"
+        assert (worker.crash, worker.left()) == (None, [])
+        assert saved[0] == 0
+        assert len(users.dirty()) == 1
 
 
 def test_text_for_people():
