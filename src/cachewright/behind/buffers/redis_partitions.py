@@ -35,8 +35,9 @@ log = logging.getLogger("cachewright")
 Clock = Callable[[Runtime], float]
 Outcome = list[Any] | BufferError
 
-LOOK_AGAIN: Final = 30.0
-"""Seconds after which a server's settings are looked at again, failures apart: its operator may change them any time."""
+LOOK_AGAIN: Final = 5.0
+"""Seconds after which a server's settings are looked at again, failures apart: a restart may go unnoticed, or they are
+changed while it runs."""
 _ATTEMPTS: Final = 3
 # With one of these a server says that it has carried out nothing; ours are refused at a script's first write.
 _REFUSALS: Final = frozenset(
