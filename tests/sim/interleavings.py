@@ -209,7 +209,22 @@ INTERLEAVINGS: tuple[Interleaving, ...] = (
         ),
         saves=(),
         answers=(V1, V0, V0),
-        faults=(),
+        faults=("a_discard_leaves_the_slot",),
+        scenario=DEAD,
+    ),
+    Interleaving(
+        name="a_reader_comes_while_a_dead_letter_is_discarded",
+        plan=_plan(
+            (0, 0.1, PUT),
+            (0, 0.5, Discard()),
+            (1, 1.0, READ),
+            (1, 3.0, READ),
+            cues=(Cue(0, "save k", "refused"), Cue(0, "discard r:k", "stall", 1.0)),
+            behind={"max_attempts": 1},
+        ),
+        saves=(),
+        answers=(V0, V1, V0),
+        faults=("a_discard_drops_the_slot_first",),
         scenario=DEAD,
     ),
     # --------------------------------------------------------------------------------------------- full buffers
@@ -225,6 +240,26 @@ INTERLEAVINGS: tuple[Interleaving, ...] = (
         ),
         saves=("k.4", "k.5"),
         faults=("a_save_through_holds_no_claim",),
+    ),
+    Interleaving(
+        # Who reads during the save finds nothing of the key in the buffer, and stores what the origin had before.
+        name="a_put_that_crashed_between_its_save_through_a_full_buffer_and_its_drop",
+        plan=_plan(
+            (0, 0.1, Put("m")),
+            (0, 0.5, PUT),
+            (1, 1.0, READ),
+            (1, 3.0, READ),
+            cues=(
+                Cue(0, "save m", "stall", 5.0),
+                Cue(0, "save k", "stall", 1.0),
+                Cue(0, "acknowledge r:k", "crash", 0.2, "answered"),
+            ),
+            keys=("k", "m"),
+            behind={"max_dirty": 1, "on_full": "through"},
+        ),
+        saves=("k.4",),
+        answers=("k.1", "k.4"),
+        faults=("a_save_through_drops_before_it_saves",),
     ),
     # ---------------------------------------------------------------------------------------------------- reads
     Interleaving(

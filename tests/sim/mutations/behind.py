@@ -5,6 +5,7 @@ from __future__ import annotations
 from tests.sim.mutations.mutant import Mutant
 
 _BUFFER, _BEHIND, _LETTERS = "cachewright.behind.buffers.sqlite", ("behind",), ("dead_letters",)
+_CLAIMS = ("claims", "behind")
 
 BEHIND = (
     Mutant(
@@ -100,21 +101,21 @@ BEHIND = (
         _BUFFER,
         'WHERE scope = ? AND key = ? AND token = ?",\n            (scope.id, ack.key, token),',
         "WHERE scope = ? AND key = ? AND ? != ''\",\n            (scope.id, ack.key, token),",
-        _BEHIND,
+        _CLAIMS,
     ),
     Mutant(
         "a_dead_process_keeps_its_claim",
         _BUFFER,
         "dead = [holder for (holder,) in holders if self._is_dead(holder)]",
         "dead: list[str] = []",
-        _BEHIND,
+        _CLAIMS,
     ),
     Mutant(
         "claims_are_not_renewed",
         "cachewright.behind.rounds",
         "                return await self.buffer.renew(rt, token, self.options.claim) > 0",
         "                return False",
-        _BEHIND,
+        _CLAIMS,
     ),
     Mutant(
         "a_failure_of_unknown_outcome_leaves_no_mark",
@@ -151,7 +152,7 @@ BEHIND = (
         "                await self._after_save(rt, [record.key])\n",
         "            await self._after_save(rt, [record.key])\n"
         "            (outcome,) = await self.savers.save(rt, [record])\n",
-        _BEHIND,
+        _CLAIMS,
     ),
     Mutant(
         "a_sequence_begins_anew_after_its_record_is_gone",
@@ -179,6 +180,22 @@ BEHIND = (
         _BUFFER,
         "WHERE scope = ? AND key = ? AND dead = 1",
         "WHERE scope = ? AND key = ?",
+        _LETTERS,
+    ),
+    Mutant(
+        "a_discard_leaves_the_slot",
+        "cachewright.behind.operating",
+        "        await self._drop(rt, [key])\n        return self.seen(record)",
+        "        return self.seen(record)",
+        _LETTERS,
+    ),
+    Mutant(
+        "a_discard_drops_the_slot_first",
+        "cachewright.behind.operating",
+        "        record = await self.flusher.buffer.discard(rt, key)\n",
+        "        await self._drop(rt, [key])\n"
+        "        return self.seen(await self.flusher.buffer.discard(rt, key))\n"
+        "        record = await self.flusher.buffer.discard(rt, key)\n",
         _LETTERS,
     ),
     Mutant(

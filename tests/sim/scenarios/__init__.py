@@ -7,6 +7,7 @@ from tests.sim.scenarios.atomic import AtomicOperations
 from tests.sim.scenarios.backfills import Backfills
 from tests.sim.scenarios.batches import Batches
 from tests.sim.scenarios.behind import DeadLetters, WritesBehind
+from tests.sim.scenarios.claims import Claims
 from tests.sim.scenarios.freshness import Freshness
 from tests.sim.scenarios.lives import Lives, OldData
 from tests.sim.scenarios.loads import LoadsAndChanges
@@ -31,6 +32,7 @@ ALL: tuple[Scenario, ...] = (
     OutagesRaised(),
     WritesBehind(),
     DeadLetters(),
+    Claims(),
     ScheduledRefreshes(),
     AtomicOperations(),
 )

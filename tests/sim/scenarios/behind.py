@@ -9,7 +9,7 @@ from typing import Any
 from cachewright.testing.sim import checks, checks_behind
 from cachewright.testing.sim.network import CALM, Faults
 from cachewright.testing.sim.ops import Cancelled, Delete, Put, RepositoryRead
-from cachewright.testing.sim.ops_behind import Close, Flush, PutAll, Replay
+from cachewright.testing.sim.ops_behind import Close, Discard, Evict, Flush, PutAll, Replay
 from cachewright.testing.sim.plan import Client, DisasterKind, Op, Plan
 from cachewright.testing.sim.play import Run
 from cachewright.testing.sim.scenario import Scenario
@@ -43,7 +43,7 @@ def _clients_of(random: Random, processes: int, choices: list[Op], cancels: floa
 def _choices(random: Random, keys: tuple[str, ...]) -> list[Op]:
     choices: list[Op] = [Flush(random.choice((0.5, 5.0))), Close(random.choice((0.5, 10.0)))]
     for key in keys:
-        choices += [Put(key), Put(key), Delete(key)] + [RepositoryRead(key)] * 5
+        choices += [Put(key), Put(key), Delete(key), Evict(key)] + [RepositoryRead(key)] * 5
     if len(keys) > 1:
         choices += [PutAll(keys)] * 3
     return choices
@@ -143,6 +143,13 @@ class DeadLetters(_Behind):
         return {**super()._behind(random), "max_dirty": 100, "max_attempts": random.choice((1, 2, 3))}
 
     def _trouble(self, random: Random, plan: Plan) -> Plan:
+        if random.random() < 0.2:
+            # A record is discarded for good only where its save cannot land any more: all failures are refusals.
+            discards = tuple(
+                Client(random.randrange(plan.processes), ((random.random() * 4.0, Discard(key)),) * 2)
+                for key in plan.keys
+            )
+            return replace(plan, database=Faults(before=0.5), clients=plan.clients + discards)
         plan = super()._trouble(random, plan)
         if plan.database != CALM:
             plan = replace(plan, database=Faults(before=0.3, after=0.1, lost=0.05, late=0.1))

@@ -101,8 +101,11 @@ def dead_letters_stand(run: Run) -> list[str]:
 
 
 def _has_failed(run: Run, key: str, value: Any) -> bool:
-    """Whether a save of it failed, or one who was at it may have died or been paused, which counts as a failure."""
-    if any(blow.kind in ("crash", "pause") for blow in run.plan.blows):
+    """Whether a save of it failed, or a claim on it may have been taken over, which counts as a failure.
+
+    That is so where its holder dies, is paused, or cannot reach the disk to say that it has saved.
+    """
+    if run.plan.disk.before or any(blow.kind in ("crash", "pause") for blow in run.plan.blows):
         return True
     return any((save.key, save.value) == (key, value) for save in run.history.failed_saves)
 

@@ -42,7 +42,7 @@ class Replay(Op):
     async def run(self, seat: Seat, cancelled: bool = False) -> None:
         with seat.call("other", f"replay({self.key})", [self.key], cancelled=cancelled) as (call,):
             try:
-                await seat.flusher.buffer.replay(seat.rt, seat.repository.key_for(self.key))
+                await seat.repository.areplay(self.key)
                 call.value = "replayed"
             except NotDirtyError:
                 call.value = "no dead letter"
@@ -70,14 +70,12 @@ class Discard(Op):
     key: str = "k"
 
     async def run(self, seat: Seat, cancelled: bool = False) -> None:
-        name = seat.repository.key_for(self.key)
         with seat.call("other", f"discard({self.key})", [self.key], cancelled=cancelled) as (call,):
             try:
-                await seat.flusher.buffer.discard(seat.rt, name)
+                await seat.repository.adiscard(self.key)
             except NotDirtyError:
                 call.value = "no dead letter"
                 return
-            await seat.cache.engine.drop_many(seat.rt, [name])
             call.kind, call.value = "change", seat.scene.origin.values.get(self.key)
 
 
