@@ -45,8 +45,9 @@ class WriteBehind:
     """``writes="behind"`` with options. Times are seconds.
 
     Attributes:
-        buffer: ``sqlite:///file``; left out: a file of the repository's own under ``$XDG_STATE_HOME/cachewright``
-            (``CACHEWRIGHT_BUFFER`` overrides). Or a `Buffer` of your own.
+        buffer: ``sqlite:///file`` for one host; ``redis://host:6379/0`` or ``redis+cluster://host:6379`` for several (see
+            `open_buffer` for all schemes and parameters). Left out: a file of the repository's own under
+            ``$XDG_STATE_HOME/cachewright`` (``CACHEWRIGHT_BUFFER`` overrides). Or a `Buffer` of your own.
         delay: the coalescing window: a record waits so long for newer states of its key.
         batch_size: most records saved at once.
         max_attempts: failed saves after which a record becomes a dead letter.
@@ -90,7 +91,7 @@ class WriteBehind:
             and not (isinstance(buffer, str) and "://" in buffer)
         ):
             raise ConfigurationError(
-                f"buffer={shorten(without_credentials(buffer) if isinstance(buffer, str) else buffer)}: expected sqlite:///path (relative) or sqlite:////path (absolute)"
+                f"buffer={shorten(without_credentials(buffer) if isinstance(buffer, str) else buffer)}: expected sqlite:///path (relative), sqlite:////path (absolute), redis://host:6379/0 or redis+cluster://host:6379"
             )
 
     def behind_options(self, ordered_saver: bool) -> BehindOptions:
