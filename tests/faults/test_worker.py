@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import os
+import pty
 import signal
 import sqlite3
 import subprocess
 import sys
 import textwrap
-from contextlib import closing
+from contextlib import closing, contextmanager
 
 import pytest
 
@@ -47,7 +48,7 @@ SHOP = """
         save(id, f"{value} async")
 
     def behind(flusher="worker"):
-        return WriteBehind(buffer=f"sqlite:///{HERE}/buffer.db", flusher=flusher, backoff_max=0.2, max_attempts=100, settle=0.2)
+        return WriteBehind(buffer=os.environ["SHOP_BUFFER"], flusher=flusher, backoff_max=0.2, max_attempts=100, settle=0.2)
 
     users = cache.repository("user", str, save, writes=behind())
     orders = cache.repository("order", str, save_later, writes=behind())
@@ -64,10 +65,15 @@ class Shop:
 
     def __init__(self, folder) -> None:
         self.folder = folder
+        self.use(f"sqlite:///{folder}/buffer.db")
         (folder / "shop.py").write_text(textwrap.dedent(SHOP))
         self.workers: list[subprocess.Popen[str]] = []
-        # the current folder is where a worker looks, PYTHONPATH is not needed
-        self.env = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+
+    def use(self, buffer) -> None:
+        self.buffer = buffer
+        self.env = {
+            **os.environ, "SHOP_BUFFER": buffer, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))
+        }  # fmt: skip
 
     def worker(self, *words, target="shop:cache"):
         process = subprocess.Popen(
@@ -118,7 +124,7 @@ class Shop:
         return {id: value for id, value, _ in self.saved()}
 
     def dirty(self, repository="user") -> int:
-        buffer = open_buffer(f"sqlite:///{self.folder}/buffer.db", f"shop/{repository}")
+        buffer = open_buffer(self.buffer, f"shop/{repository}")
         try:
             return drive(buffer.stats(THREADS)).dirty
         finally:
@@ -141,7 +147,10 @@ def shop(tmp_path):
     shop.close()
 
 
-def test_it_saves_what_others_append_and_drains_on_sigterm(shop):
+@pytest.mark.parametrize("kind", ["sqlite", "redis"])
+def test_it_saves_what_others_append_and_drains_on_sigterm(shop, kind, request):
+    if kind == "redis":
+        shop.use(request.getfixturevalue("own_redis")().url)
     worker = shop.started()
     shop.put(users={"a": "1", "b": "2"}, orders={"c": "3"})
     wait(lambda: len(shop.saved()) == 3, "the saves")
@@ -239,23 +248,40 @@ def test_once_tells_of_what_it_had_to_give_up(shop):
     assert shop.values() == {"b": "2"}
 
 
-def test_a_buffer_that_is_away_for_a_while_is_waited_for(shop):
-    shop.put(users={"a": "1"})
-    path = shop.folder / "buffer.db"
+@contextmanager
+def _hanging(server):
+    server.pause()
+    yield
+    server.resume()
+
+
+@contextmanager
+def _no_table(path):
     with closing(sqlite3.connect(path)) as db:
         db.execute("ALTER TABLE record RENAME TO away")
-    worker = shop.started()
-    for line in worker.stdout:
-        found = json.loads(line)
-        if found["event"] == "status":
-            assert "error" in found["repositories"]["user"], found
-            break
-    assert worker.poll() is None
+    yield
     with closing(sqlite3.connect(path)) as db:
         db.execute("ALTER TABLE away RENAME TO record")
+
+
+@pytest.mark.parametrize("kind", ["sqlite", "redis"])
+def test_a_buffer_that_is_away_for_a_while_is_waited_for(shop, kind, own_redis):
+    server = own_redis() if kind == "redis" else None
+    if server is not None:
+        shop.use(server.url)
+    shop.put(users={"a": "1"})
+    with _hanging(server) if server is not None else _no_table(shop.folder / "buffer.db"):
+        worker = shop.started()
+        for line in worker.stdout:
+            found = json.loads(line)
+            if found["event"] == "status":
+                assert "error" in found["repositories"]["user"], found
+                break
+        assert worker.poll() is None
     wait(lambda: shop.values() == {"a": "1"}, "the save")
     worker.terminate()
-    assert shop.end(worker)[0] == 0
+    status, told, _ = shop.end(worker)
+    assert status == 0, told
 
 
 def test_which_repositories_it_takes(shop):
@@ -269,6 +295,25 @@ def test_which_repositories_it_takes(shop):
     assert status == 0
     assert told["start"]["repositories"] == ["bill"]
     assert shop.values() == {"a": "1", "b": "2"}
+
+
+def test_it_keeps_one_line_up_to_date_on_a_terminal(shop):
+    shop.put(users={"a": "1"}, orders={"b": "2"})
+    ours, theirs = pty.openpty()
+    line = [sys.executable, "-m", "cachewright", "worker", "shop:cache", "--once"]
+    env = {**shop.env, "TERM": "xterm", "COLUMNS": "200"}
+    try:
+        done = subprocess.run(
+            line, env=env, cwd=shop.folder, stderr=theirs, stdout=theirs, timeout=60, check=False
+        )
+        os.set_blocking(ours, False)
+        shown = os.read(ours, 1 << 20).decode()
+    finally:
+        os.close(ours)
+        os.close(theirs)
+    assert done.returncode == 0, shown
+    assert "user: 0 dirty, lag 0.0 s, 1 saved" in shown
+    assert "everything that was dirty is saved" in shown
 
 
 def test_flush_elsewhere_waits_for_the_worker(shop):

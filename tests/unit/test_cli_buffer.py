@@ -238,8 +238,9 @@ def shop(desk, monkeypatch):
         yield desk
     for name in ("shop", "broken", "raises", "bare"):
         module = sys.modules.pop(name, None)
-        if hasattr(module, "cache"):
-            module.cache.close()
+        cache = getattr(module, "cache", None)
+        if cache is not None:
+            cache.close()
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,15 @@ from typing import Any
 import pytest
 
 import cachewright
-from cachewright import Cache, ConfigurationError, FlushTimeout, NotDirtyError, NotSaved, WriteBehind
+from cachewright import (
+    Cache,
+    CeleryFlusher,
+    ConfigurationError,
+    FlushTimeout,
+    NotDirtyError,
+    NotSaved,
+    WriteBehind,
+)
 from cachewright.behind.buffers import open_buffer
 from cachewright.behind.buffers.base import BufferStats
 from cachewright.behind.buffers.sqlite import SQLiteBuffer
@@ -287,6 +295,15 @@ def test_a_host_flushes_nothing_by_itself(tmp_path, shop):
     assert drive(buffer.stats(THREADS)).dirty == 2
     assert host.origin == {}
     buffer.close()
+
+
+def test_a_host_asks_no_broker(tmp_path):
+    flusher = CeleryFlusher(queue="never-made")  # its broker is named nowhere
+    with hosted(), Cache() as cache:
+        how = WriteBehind(buffer=f"sqlite:///{tmp_path}/buffer.db", flusher=flusher)
+        users: Any = cache.repository("user", str, lambda _, value: None, writes=how)
+        assert (users.behind.kind, users.behind.flusher.where) == ("celery", "worker")
+        users.put(1, "one")
 
 
 def test_draining_ends_though_others_go_on_writing(tmp_path):
