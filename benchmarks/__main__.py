@@ -8,10 +8,10 @@ import json
 import platform
 import sys
 
-from benchmarks import behind, hits, remote, stampede
+from benchmarks import behind, flush, hits, remote, stampede
 from benchmarks.harness import Result
 
-RUNS = {**hits.RUNS, **remote.RUNS, **stampede.RUNS, **behind.RUNS}
+RUNS = {**hits.RUNS, **remote.RUNS, **stampede.RUNS, **behind.RUNS, **flush.RUNS}
 PEERS = ("redis", "hiredis", "cachetools", "cachebox", "cashews", "dogpile.cache")
 
 

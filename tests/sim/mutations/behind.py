@@ -99,8 +99,8 @@ BEHIND = (
     Mutant(
         "an_acknowledgement_ignores_the_token",
         _BUFFER,
-        'WHERE scope = ? AND key = ? AND token = ?",\n            (scope.id, ack.key, token),',
-        "WHERE scope = ? AND key = ? AND ? != ''\",\n            (scope.id, ack.key, token),",
+        "SELECT key, sequence, suspect, state, size FROM record WHERE scope = ? AND token = ?",
+        "SELECT key, sequence, suspect, state, size FROM record WHERE scope = ? AND ? != ''",
         _CLAIMS,
     ),
     Mutant(

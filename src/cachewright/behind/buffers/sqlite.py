@@ -9,7 +9,7 @@ import sqlite3
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from cachewright.behind.buffers.base import Ack, Buffer, BufferStats, Failure, NewRecord, Record
 from cachewright.behind.buffers.holder import is_dead, this_process
@@ -18,9 +18,11 @@ from cachewright.behind.buffers.sqlite_schema import (
     COLUMNS,
     HELD,
     RETRY_NEWER,
+    Row,
     Scope,
     as_record,
     chunks,
+    claimed,
     marks,
     shared_file,
 )
@@ -158,45 +160,58 @@ class SQLiteBuffer(Buffer):
         keys: Sequence[str] | None = None,
         hurry: bool = False,
     ) -> list[Record]:
-        look = partial(self._due, rt, limit, keys, hurry)
         # an idle flusher looks often: it must not take the file's write lock for nothing
-        if not await self._look(rt, look, list[Record]()):
+        look = partial(self._due, rt, limit, keys, hurry)
+        if not await self._look(rt, lambda db: any(look(db)), False):
             return []
 
         def work(db: sqlite3.Connection) -> list[Record]:
-            due = look(db)
-            scope, now = self._scope(db), rt.now()
-            for record in due:
+            orphan, free = look(db)
+            scope, now, me = self._scope(db), rt.now(), self._me()
+            if orphan:
+                record = as_record(orphan[0])
                 db.execute(
                     "UPDATE record SET suspect = suspect OR token IS NOT NULL, "
-                    "settling = settling AND token IS NULL, tries = tries + (token IS NOT NULL), "
-                    "last_error = CASE WHEN token IS NULL THEN last_error ELSE ? END, "
+                    "settling = settling AND token IS NULL, tries = tries + 1, last_error = ?, "
                     "token = ?, deadline = ?, claimed = ?, holder = ? WHERE scope = ? AND key = ?",
                     (
                         f"its flusher {record.holder} died or paused while saving it",
-                        token, now + life, now, self._me(), scope.id, record.key,
+                        token, now + life, now, me, scope.id, record.key,
                     ),
                 )  # fmt: skip
-            return self._select(db, "token = ? ORDER BY not_before", token)
+                return self._select(db, "token = ?", token)
+            # read before anything is changed: a damaged one ends this claim, and all stay free
+            records = [claimed(row, token, now + life, me) for row in free]
+            for some in chunks([record.key for record in records]):
+                db.execute(
+                    "UPDATE record SET token = ?, deadline = ?, claimed = ?, holder = ? "
+                    f"WHERE scope = ? AND key IN ({marks(some)})",
+                    (token, now + life, now, me, scope.id, *some),
+                )
+            return records
 
         return await self._file.write(rt, work)
 
     def _due(
         self, rt: Runtime, limit: int, keys: Sequence[str] | None, hurry: bool, db: sqlite3.Connection
-    ) -> list[Record]:
+    ) -> tuple[list[Row], list[Row]]:
+        """One whose claim is over, or else those that are free."""
         now = rt.now()
         condition = "dead = 0 AND (not_before <= ?" + (" OR (tries = 0 AND settling = 0))" if hurry else ")")
         values: list[object] = [now]
         if keys is not None:
             condition += f" AND key IN ({marks(keys)})"
             values.extend(keys)
-        free = f"{condition} AND token IS NULL ORDER BY not_before LIMIT ?"
         orphans = self._orphans(db, now, condition, values)
-        return orphans[:1] or self._select(db, free, *values, limit)
+        if orphans:
+            return orphans, []
+        return [], self._rows(
+            db, f"{condition} AND token IS NULL ORDER BY not_before LIMIT ?", *values, limit
+        )
 
     def _orphans(
         self, db: sqlite3.Connection, now: float, condition: str, values: Sequence[object]
-    ) -> list[Record]:
+    ) -> list[Row]:
         """Due records whose claim has expired, or whose holder is a dead process of this host."""
         holders = db.execute(
             "SELECT DISTINCT holder FROM record WHERE token IS NOT NULL AND scope = "
@@ -204,7 +219,7 @@ class SQLiteBuffer(Buffer):
             (self.scope,),
         ).fetchall()
         dead = [holder for (holder,) in holders if self._is_dead(holder)]
-        return self._select(
+        return self._rows(
             db,
             f"{condition} AND token IS NOT NULL AND (deadline <= ? OR holder IN ({marks(dead)})) "
             "ORDER BY not_before LIMIT 1",
@@ -229,17 +244,22 @@ class SQLiteBuffer(Buffer):
     async def acknowledge(self, rt: Runtime, token: bytes, acks: Sequence[Ack], *, settle: float) -> int:
         def work(db: sqlite3.Connection) -> int:
             scope, now = self._scope(db), rt.now()
-            return sum(self._acknowledge(db, scope, token, ack, now, settle) for ack in acks)
+            ask = "SELECT key, sequence, suspect, state, size FROM record WHERE scope = ? AND token = ?"
+            mine = {key: rest for key, *rest in db.execute(ask, (scope.id, token)).fetchall()}
+            gone = [ack for ack in acks if self._acknowledge(db, scope, mine.get(ack.key), ack, now, settle)]
+            db.executemany(
+                "DELETE FROM record WHERE scope = ? AND key = ?", [(scope.id, ack.key) for ack in gone]
+            )
+            scope.keep(db)
+            return len(gone)
 
         return await self._file.write(rt, work)
 
+    @staticmethod
     def _acknowledge(
-        self, db: sqlite3.Connection, scope: Scope, token: bytes, ack: Ack, now: float, settle: float
+        db: sqlite3.Connection, scope: Scope, found: list[Any] | None, ack: Ack, now: float, settle: float
     ) -> bool:
-        found = db.execute(
-            "SELECT sequence, suspect, state, size FROM record WHERE scope = ? AND key = ? AND token = ?",
-            (scope.id, ack.key, token),
-        ).fetchone()
+        """Whether the record may go."""
         if found is None:
             return False  # the claim was taken over: its new holder saves the key again
         sequence, suspect, state, size = found
@@ -258,10 +278,8 @@ class SQLiteBuffer(Buffer):
                 (int(ack.unsure), now + settle, *here),
             )
         else:
-            db.execute("DELETE FROM record WHERE scope = ? AND key = ?", here)
             scope.records -= state != HELD
             scope.bytes -= size
-            scope.keep(db)
             return True
         return False
 
@@ -343,8 +361,10 @@ class SQLiteBuffer(Buffer):
         return Scope.of(db, self.scope)
 
     def _select(self, db: sqlite3.Connection, condition: str, *values: object) -> list[Record]:
-        rows = db.execute(
+        return [as_record(row) for row in self._rows(db, condition, *values)]
+
+    def _rows(self, db: sqlite3.Connection, condition: str, *values: object) -> list[Row]:
+        return db.execute(
             f"SELECT {COLUMNS} FROM record WHERE scope = (SELECT id FROM scope WHERE name = ?) AND {condition}",
             (self.scope, *values),
-        )
-        return [as_record(row) for row in rows]
+        ).fetchall()

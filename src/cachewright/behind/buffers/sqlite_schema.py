@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import sqlite3
 import threading
 from collections.abc import Iterable, Sequence
@@ -23,13 +24,18 @@ __all__ = [
     "RETRY_NEWER",
     "TOMBSTONE",
     "VALUE",
+    "Row",
     "Scope",
     "as_record",
     "chunks",
+    "claimed",
     "marks",
     "shared_file",
     "upsert",
 ]
+
+Row = tuple[Any, ...]
+"""Values of `COLUMNS`, which stand in the order of a record's fields."""
 
 VERSION = 1
 # last: the highest sequence ever given; it outlives the records, or a key deleted and written again would start over.
@@ -53,12 +59,13 @@ COLUMNS = (
     "key, id, state, payload, codec, codec_flags, sequence, first_dirty, tries, last_error, not_before, "
     "token, deadline, holder, suspect, settling, dead"
 )
-_TEXT, _BLOB, _INT, _REAL = frozenset({str}), frozenset({bytes}), frozenset({int}), frozenset({float})
-_NULL = frozenset({type(None)})
-_KINDS: tuple[frozenset[type], ...] = (
-    _TEXT, _BLOB, _INT, _BLOB | _NULL, _INT, _INT, _INT, _REAL, _INT, _TEXT | _NULL, _REAL,
-    _BLOB | _NULL, _REAL, _TEXT | _NULL, _INT, _INT, _INT,
+_TEXT, _BLOB, _INT, _REAL = (str,), (bytes,), (int,), (float,)
+_NULL = (type(None),)
+_KINDS: tuple[tuple[type, ...], ...] = (
+    _TEXT, _BLOB, _INT, _BLOB + _NULL, _INT, _INT, _INT, _REAL, _INT, _TEXT + _NULL, _REAL,
+    _BLOB + _NULL, _REAL, _TEXT + _NULL, _INT, _INT, _INT,
 )  # fmt: skip
+_SOUND = frozenset(itertools.product(*_KINDS))  # 16 of them
 _NEW = "scope, key, id, state, payload, codec, codec_flags, sequence, size, first_dirty, not_before"  # now, now + delay
 _UPSERT = f"""
 INSERT INTO record({_NEW}) VALUES{{rows}}
@@ -96,20 +103,23 @@ def _damaged(what: str) -> BufferUnavailable:
     )
 
 
-def as_record(row: Sequence[Any]) -> Record:
+def as_record(row: Row) -> Record:
     """One row of `COLUMNS`, which stand in the order of the record's fields.
 
     Raises:
         BufferUnavailable: a column holds what none of ours ever writes (SQLite itself checks no types).
     """
-    if not all(type(value) in kinds for kinds, value in zip(_KINDS, row, strict=True)) or not (
-        0 <= row[2] < len(STATES)
-    ):
+    if tuple(map(type, row)) not in _SOUND or not 0 <= row[2] < len(STATES):
         raise _damaged(f"its key reads {shorten(row[0])}")
     fields: list[Any] = list(row)
     fields[2] = STATES[row[2]]
     fields[14:] = map(bool, row[14:])
     return Record(*fields)
+
+
+def claimed(row: Row, token: bytes, deadline: float, holder: str) -> Record:
+    """A free row as it will stand once it is claimed."""
+    return as_record((*row[:11], token, deadline, holder, *row[14:]))
 
 
 @dataclass(slots=True)
