@@ -206,6 +206,20 @@ REGRESSIONS: tuple[Regression, ...] = (
         ),
     ),
     Regression(
+        # Leases in process memory stood as held for as long as anybody kept the error of the batch: had one not been
+        # given back, all others would have waited for it.
+        "a_failed_batch_whose_error_is_kept",
+        0,
+        SCENARIOS["memory_alone"],
+        Plan(
+            chain=("memory",),
+            keys=("k", "l"),
+            database=Faults(before=1.0),
+            options={"ttl": 1000},
+            clients=(Client(0, ((0.0, ReadBatch(("k", "l"))),)),),
+        ),
+    ),
+    Regression(
         # A put that died between the buffer and its drop, and whose record was given up: no save healed it, and the tiers
         # went on with what had stood there before.
         "a_dead_letter_whose_put_never_dropped",

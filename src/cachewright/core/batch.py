@@ -70,6 +70,7 @@ class _Batch:
         self.errors: dict[str, Exception] = {}
         self.stale: dict[str, StoredEntry] = {}  # what may answer where a load fails
         self.flights: dict[str, Flight] = {}
+        self.leases: list[Held] = []
         self.tickets: dict[str, Ticket | None] = {}
         self.since: dict[str, float | None] = {}  # see `Held.known_since`
         self.unreachable = False
@@ -120,7 +121,9 @@ class _Batch:
                 return
             marks = await state.capture(rt, state.tags_of(self.tags), self.generations)
             invalid = wanted.keys() - self.stale.keys()
-            held = await place_leases(state, rt, state.chain.authority, wanted, self.options, invalid)
+            held = await place_leases(
+                state, rt, state.chain.authority, wanted, self.options, invalid, self.leases
+            )
         except TierUnavailable:
             if state.strict:
                 raise
@@ -289,7 +292,12 @@ class _Batch:
         self.flights.pop(key, None)  # last: `hand_on` is to find it where this was interrupted
 
     def hand_on(self) -> None:
-        """Whatever this batch does not answer is for somebody else to lead."""
+        """Whatever this batch does not answer is for somebody else to lead.
+
+        Nothing is sent under its leases any more: they may live on in the traceback of what ended it.
+        """
+        for lease in self.leases:
+            lease.let_go()
         for key in list(self.flights):
             self._finish(key, Outcome.HANDED_ON)
 

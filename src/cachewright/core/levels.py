@@ -46,13 +46,14 @@ async def place_leases(
     wanted: Mapping[str, slots.Slot | None],
     options: Options,
     invalid: Collection[str] = (),
+    made: list[Held] | None = None,
 ) -> dict[str, Held]:
     """Leases on these keys (as they were just read), in one batch; a key whose swap is refused is left out.
 
-    What stands under an ``invalid`` key is as good as absent.
+    What stands under an ``invalid`` key is as good as absent. ``made`` gets every lease before it is placed.
     """
     swaps: list[Swap] = []
-    held: list[Held] = []
+    held: list[Held] = made if made is not None else []
     for key, slot in wanted.items():
         token = rt.new_id()
         verdict = slots.begin_load(

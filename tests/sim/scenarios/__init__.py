@@ -8,6 +8,7 @@ from tests.sim.scenarios.backfills import Backfills
 from tests.sim.scenarios.batches import Batches
 from tests.sim.scenarios.behind import DeadLetters, WritesBehind
 from tests.sim.scenarios.claims import Claims
+from tests.sim.scenarios.closes import Closes
 from tests.sim.scenarios.freshness import Freshness
 from tests.sim.scenarios.lives import Lives, OldData
 from tests.sim.scenarios.loads import LoadsAndChanges
@@ -35,5 +36,6 @@ ALL: tuple[Scenario, ...] = (
     Claims(),
     ScheduledRefreshes(),
     AtomicOperations(),
+    Closes(),
 )
 SCENARIOS: dict[str, Scenario] = {one.name: one for one in ALL}

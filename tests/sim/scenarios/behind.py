@@ -8,7 +8,7 @@ from typing import Any
 
 from cachewright.testing.sim import checks, checks_behind
 from cachewright.testing.sim.network import CALM, Faults
-from cachewright.testing.sim.ops import Cancelled, Delete, Put, RepositoryRead
+from cachewright.testing.sim.ops import Cancelled, CloseCache, Delete, Put, RepositoryRead
 from cachewright.testing.sim.ops_behind import Close, Discard, Evict, Flush, PutAll, Replay
 from cachewright.testing.sim.plan import Client, DisasterKind, Op, Plan
 from cachewright.testing.sim.play import Run
@@ -68,7 +68,13 @@ class _Behind(Scenario):
             options={"ttl": 1000},
             quiet=150.0,
         )
-        return self._trouble(random, plan)
+        plan = self._trouble(random, plan)
+        if plan.network != CALM or random.random() < 0.7:
+            # What a process has still to tell a tier is told by its next use, and a closed cache may have none.
+            return plan
+        close = CloseCache(random.choice((0.5, 10.0)))
+        closes = Client(random.randrange(processes), ((random.random() * random.choice((0.1, 4.0)), close),))
+        return replace(plan, clients=(*plan.clients, closes))
 
     def _behind(self, random: Random) -> dict[str, Any]:
         return {

@@ -94,9 +94,9 @@ def _lost_its_lease(run: Run, load: Load, by: float) -> bool:
 
 
 def every_call_ends(run: Run) -> list[str]:
-    """No call hangs."""
+    """No call hangs; and when all is quiet nothing is under way that nobody waits for."""
     if not run.hung:
-        return []
+        return [f"in the end {what}" for what in run.under_way]
     waiting = [_who(call) for call in run.history.calls if call.end is None]
     return [f"never ended: {'; '.join(waiting) or 'background work'}"]
 

@@ -13,6 +13,7 @@ __all__ = [
     "ChangeUnder",
     "ChangeTag",
     "Clear",
+    "CloseCache",
     "Delete",
     "Get",
     "Put",
@@ -196,6 +197,17 @@ class Delete(Op):
         text = f"repository.delete({self.key})"
         with seat.call("change", text, [self.key], cancelled=cancelled):
             await seat.repository.adelete(self.key)
+
+
+@dataclass(frozen=True)
+class CloseCache(Op):
+    """``close`` of the cache, whatever is under way on it; a later call opens it again."""
+
+    timeout: float = 5.0
+
+    async def run(self, seat: Seat, cancelled: bool = False) -> None:
+        with seat.call("flush", f"close of the cache({self.timeout})", [""], cancelled=cancelled):
+            await seat.cache.aclose(self.timeout)
 
 
 @dataclass(frozen=True)

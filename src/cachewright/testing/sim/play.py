@@ -14,6 +14,7 @@ from cachewright.behind.buffers.base import Record
 from cachewright.testing.sim.buffer import SimBuffer, new_scope
 from cachewright.testing.sim.cues import Cue, Cues
 from cachewright.testing.sim.history import History
+from cachewright.testing.sim.leftovers import leftovers
 from cachewright.testing.sim.plan import Client, Disaster, Plan
 from cachewright.testing.sim.seat import NAMESPACE, Scene, Seat
 from cachewright.testing.sim.world import EPOCH, Dead, Process, Task, World
@@ -21,6 +22,7 @@ from cachewright.testing.sim.world import EPOCH, Dead, Process, Task, World
 __all__ = ["Run", "play"]
 
 MAX_STEPS = 60_000
+LONGEST_LIFE = 33.0  # of a lease or an intent in virtual seconds, with what clocks may differ by
 LANDED = 4.0  # virtual seconds after which nothing that was sent before is still under way
 
 
@@ -34,6 +36,7 @@ class Run:
         looks: after all was quiet: what each process, and each server, had for each key.
         reads: the same for reads of a repository that writes behind.
         left: what its buffer still held.
+        under_way: what was still under way then.
         scene: servers and database as they stood in the end.
     """
 
@@ -52,6 +55,7 @@ class Run:
         self.looks: list[tuple[str, str, Any]] = []
         self.reads: list[tuple[str, str, Any]] = []
         self.left: list[Record] = []
+        self.under_way: list[str] = []
         self._snapshots: list[tuple[float, str, Any]] = []
 
     # The way of a run
@@ -68,6 +72,7 @@ class Run:
         self.hung = not done
         if not self.hung:
             self._be_quiet()
+            self._look_for_leftovers()
             self._look_once_more()
         for process in self.processes:
             if process.alive:
@@ -152,6 +157,7 @@ class Run:
         for process in self.processes:
             self._revive(process)
         self.history.note("", "══ no more faults")
+        self._quiet_since = self.world.time
         if self.plan.writes == "behind":
             self._wait_for_flushers()
         else:
@@ -172,6 +178,10 @@ class Run:
                 break
         world.run(world.time + LANDED, lambda: False, world.steps + MAX_STEPS)
         self.left = buffer.contents()
+
+    def _look_for_leftovers(self) -> None:
+        rested = self.world.time - self._quiet_since > LONGEST_LIFE  # else what was lost then may still live
+        self.under_way = leftovers([self.seats[process.name] for process in self.processes], rested)
 
     def _look_once_more(self) -> None:
         for process in self.processes:
