@@ -133,7 +133,10 @@ class Shop:
     def close(self) -> None:
         for process in self.workers:
             process.kill()
-            process.communicate()
+            process.wait()
+            for stream in (process.stdout, process.stderr):
+                if stream is not None:
+                    stream.close()
 
 
 def wait(ready, what) -> None:
@@ -314,6 +317,16 @@ def test_it_keeps_one_line_up_to_date_on_a_terminal(shop):
     assert done.returncode == 0, shown
     assert "user: 0 dirty, lag 0.0 s, 1 saved" in shown
     assert "everything that was dirty is saved" in shown
+
+
+def test_it_saves_on_when_nobody_reads_what_it_says(shop):
+    worker = shop.started()
+    worker.stdout.close()
+    shop.put(users={"a": "1"})
+    wait(lambda: shop.values() == {"a": "1"}, "the save")
+    worker.terminate()
+    assert worker.wait(60) == 0
+    assert worker.stderr.read() == ""
 
 
 def test_flush_elsewhere_waits_for_the_worker(shop):

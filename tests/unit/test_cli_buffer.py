@@ -99,7 +99,7 @@ def desk(tmp_path):
 
 
 def test_looking_changes_nothing_and_shows_no_values(desk):
-    desk.fill("1=payload-one", r"a\nb\u202e[red]=bad payload", "3=three")
+    desk.fill("1=payload-one", r"a\nb\u202e[red]=bad payload", "http://me@host/?q#f=three")
     rows = desk.json("list", "--limit", "2")
     assert [(row["repository"], row["key"], row["id"], row["state"]) for row in rows] == [
         ("user", 'user:"1"', "1", "dirty"),
@@ -112,6 +112,7 @@ def test_looking_changes_nothing_and_shows_no_values(desk):
     assert "[red]" in done.stdout, "no markup"
     assert r"\u202e" in done.stdout
     assert "\u202e" not in done.stdout
+    assert done.stdout.count("http://me@host/?q#f") == 2, "an id is no address of ours: all of it is shown"
     assert len(done.stdout.splitlines()) == 4, "a row each, however long: a pipe has no width"
     assert "payload" not in done.stdout + json.dumps(rows)
     assert "there is more in user" in desk.run("list", "--limit", "2").stderr
@@ -191,6 +192,20 @@ def test_discard_asks_on_a_terminal(desk, answer, left):
     assert "Discard 1 dead letter(s) for good?" in done.stderr
     assert done.returncode == left
     assert desk.dead() == left
+
+
+def test_nothing_is_discarded_that_a_tier_would_not_hear_of(desk):
+    desk.fill("1=bad one")
+    desk.run("drain")
+    module = desk.folder / "shop.py"
+    module.write_text(
+        module.read_text().replace('f"sqlite:///{HERE}/tier.db"', '"redis://user:secret@127.0.0.1:1/0"')
+    )
+    done = desk.run("discard", "--all", "--yes")
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr.startswith("nothing was discarded: redis(127.0.0.1:1): ")
+    assert "secret" not in done.stderr
+    assert desk.dead() == 1
 
 
 def test_keys_as_the_tables_show_them(tmp_path, desk):

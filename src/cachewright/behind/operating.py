@@ -22,7 +22,16 @@ from cachewright.options import MISSING
 from cachewright.runtime.base import Runtime, drive
 from cachewright.runtime.workers import BACKGROUND, waiting
 
-__all__ = ["BufferedWrite", "Operating", "hosted", "is_hosted", "look_at", "safe_text", "shown_url"]
+__all__ = [
+    "BufferedWrite",
+    "Operating",
+    "escaped",
+    "hosted",
+    "is_hosted",
+    "look_at",
+    "safe_text",
+    "shown_url",
+]
 
 Drop = Callable[[Runtime, Sequence[str]], Awaitable[object]]
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://\S+")
@@ -244,8 +253,12 @@ def shown_url(url: str) -> str:
 
 
 def safe_text(text: str) -> str:
-    """Without the credentials of the URLs in it, on one line, control characters escaped."""
-    text = _URL.sub(lambda found: without_credentials(found[0]), text)
+    """An error's words: without the credentials of the URLs in it, on one line, control characters escaped."""
+    return escaped(_URL.sub(lambda found: without_credentials(found[0]), text))
+
+
+def escaped(text: str) -> str:
+    """A key or a value: all of it, on one line, control characters escaped."""
     return "".join(mark if mark.isprintable() else mark.encode("unicode_escape").decode() for mark in text)
 
 

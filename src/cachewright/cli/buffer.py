@@ -2,26 +2,23 @@
 
 from __future__ import annotations
 
-import json as jsons
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Annotated, Any, NoReturn
 
-import msgspec
 import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-from rich.table import Table
 from rich.text import Text
 
-from cachewright.behind.operating import BufferedWrite, Operating, look_at, safe_text
+from cachewright.behind.operating import BufferedWrite, Operating, escaped, look_at, safe_text
 from cachewright.behind.worker import Worker
 from cachewright.cache import Cache
+from cachewright.cli.tables import age, cells, holder, plain, print_json, print_table, shown, table_of
 from cachewright.cli.target import opened
 from cachewright.cli.worker import REPOSITORY, TARGET, leave_loop, left_lines, left_rows, run_worker
-from cachewright.errors import CacheError, ConfigurationError, NotDirtyError
-from cachewright.options import MISSING
+from cachewright.errors import CacheError, ConfigurationError, NotDirtyError, TierError
 from cachewright.runtime.base import drive
 
 __all__ = ["buffer"]
@@ -61,18 +58,18 @@ def status(target: Target, repository: Names = None, json: Json = False) -> None
             for name in ("saved", "failed", "dead_letters"):  # of this process, which saved nothing
                 figures.pop(name, None)
     if json:
-        _print_json([{"repository": name, **figures} for name, figures in found.items()])
+        print_json([{"repository": name, **figures} for name, figures in found.items()])
     else:
-        table = _table("repository", "flusher", "buffer", "dirty", "settling", "dead", "bytes", "oldest")
+        table = table_of("repository", "flusher", "buffer", "dirty", "settling", "dead", "bytes", "oldest")
         for name, figures in found.items():
             counts = (
                 [f"{figures[word]:,}" for word in ("dirty", "settling", "dead", "bytes")]
                 if ("error" not in figures)
                 else ["?"] * 4
             )
-            oldest = figures.get("error") or (_age(figures["lag"]) if figures["dirty"] else "")
-            table.add_row(*_cells(name, figures["flusher"], figures["buffer"], *counts, oldest))
-        _print_table(table)
+            oldest = figures.get("error") or (age(figures["lag"]) if figures["dirty"] else "")
+            table.add_row(*cells(name, figures["flusher"], figures["buffer"], *counts, oldest))
+        print_table(table)
     raise typer.Exit(1 if any("error" in figures for figures in found.values()) else 0)
 
 
@@ -103,28 +100,30 @@ def _show(
                 more.append(part.name)
             rows += [_row(part, write, values) for write in found[:limit]]
     if json:
-        _print_json(rows)
+        print_json(rows)
         return
     words = ["key", "id", "state", "sequence", "age", "tries", "last error" if dead else "next try"]
-    table = _table("repository", *words, *(() if dead else ("last error", "claimed by")), *["value"] * values)
+    table = table_of(
+        "repository", *words, *(() if dead else ("last error", "claimed by")), *["value"] * values
+    )
     for row in rows:
         state = f"{row['state']}, a delete" if row["deleted"] else row["state"]
-        cells = [
+        line = [
             row["repository"],
             row["key"],
-            _shown(row["id"]),
+            shown(row["id"]),
             state,
             row["sequence"],
-            _age(row["age"]),
+            age(row["age"]),
             row["tries"],
         ]
         if not dead:
-            cells.append("" if row["next_try"] is None else _age(max(0.0, row["next_try"])))
-        cells.append(safe_text(row["error"] or "")[:300])
+            line.append("" if row["next_try"] is None else age(max(0.0, row["next_try"])))
+        line.append(safe_text(row["error"] or "")[:300])
         if not dead:
-            cells.append(_holder(row["claimed_by"]))
-        table.add_row(*_cells(*cells, *([_shown(row.get("value"))] if values else ())))
-    _print_table(table)
+            line.append(holder(row["claimed_by"]))
+        table.add_row(*cells(*line, *([shown(row.get("value"))] if values else ())))
+    print_table(table)
     if more:
         print(f"there is more in {', '.join(more)}; --limit shows more than {limit}", file=sys.stderr)
 
@@ -134,7 +133,7 @@ def _row(part: Operating, write: BufferedWrite, values: bool) -> dict[str, Any]:
     row: dict[str, Any] = {
         "repository": part.name,
         "key": write.key,
-        "id": _plain(write.id),
+        "id": plain(write.id),
         "state": write.state,
         "deleted": write.deleted,
         "sequence": write.sequence,
@@ -147,7 +146,7 @@ def _row(part: Operating, write: BufferedWrite, values: bool) -> dict[str, Any]:
     }
     if values:
         try:
-            row["value"] = _plain(drive(part.value(part.threads, write.key)))
+            row["value"] = plain(drive(part.value(part.threads, write.key)))
         except CacheError as error:
             row["value"] = f"cannot be read: {type(error).__name__}: {error}"
     return row
@@ -174,7 +173,7 @@ def drain(
         if ok:
             leave_loop(worker, cache)
     if json:
-        _print_json({"drained": ok, "left": left_rows(left)})
+        print_json({"drained": ok, "left": left_rows(left)})
     elif ok:
         print("everything that was dirty is saved")
     else:
@@ -235,18 +234,37 @@ def discard(
             "discard removes writes that were never saved, and there is no terminal to ask at: look with --dry-run, "
             "then give --yes"
         )
-    with _open(target, repository) as (_, parts):
+    with _open(target, repository) as (cache, parts):
         chosen, unknown = _choose(parts, keys, all_)
         if dry_run:
             _report("would be discarded", [key for _, key in chosen], unknown, json)
         if chosen and not yes:
             for _, key in chosen[:20]:
-                print(f"  {safe_text(key)}", file=sys.stderr)
+                print(f"  {escaped(key)}", file=sys.stderr)
             if not typer.confirm(f"Discard {len(chosen)} dead letter(s) for good?", err=True):
                 print("nothing was discarded", file=sys.stderr)
                 raise typer.Exit(1)
+        if chosen:
+            _reach(cache)
         done, errors = _each(chosen, lambda part, key: drive(part.discard(part.threads, key)))
+        late = [name for name, tier in cache.stats()["tiers"].items() if tier.get("behind")]
+        if late:
+            said = f"discarded, but {', '.join(late)} went away and may still hold the value: delete the key there"
+            errors |= dict.fromkeys(done, said)
     _report("discarded", done, unknown | errors, json)
+
+
+def _reach(cache: Cache) -> None:
+    """A drop that a tier misses is remembered and repeated, but by this process, which is about to end."""
+    try:
+        cache.connect(attempts=1)
+    except TierError as error:
+        print(
+            f"nothing was discarded: {safe_text(str(error))}; a tier that does not hear of it could go on serving a value "
+            f"that was never saved",
+            file=sys.stderr,
+        )
+        raise typer.Exit(1) from None
 
 
 def _check_choice(keys: Sequence[str] | None, all_: bool) -> None:
@@ -311,68 +329,12 @@ def _each(
 
 def _report(word: str, done: Sequence[str], errors: dict[str, str], json: bool) -> NoReturn:
     if json:
-        _print_json({word.replace(" ", "_"): list(done), "errors": errors})
+        print_json({word.replace(" ", "_"): list(done), "errors": errors})
     else:
         for key in done:
-            print(f"{word}: {safe_text(key)}")
+            print(f"{word}: {escaped(key)}")
         if not done and not errors:
             print("there are no dead letters")
         for key, error in errors.items():
-            print(f"{safe_text(key)}: {error}", file=sys.stderr)
+            print(f"{escaped(key)}: {error}", file=sys.stderr)
     raise typer.Exit(1 if errors else 0)
-
-
-# ---------------------------------------------------------------------------------------------- rendering
-
-
-def _plain(value: Any) -> Any:
-    """Something that JSON has words for."""
-    if value is MISSING:
-        return None
-    try:
-        return msgspec.to_builtins(value, enc_hook=repr, str_keys=True)
-    except (TypeError, ValueError, RecursionError):
-        return repr(value)
-
-
-def _shown(value: Any) -> str:
-    text = value if isinstance(value, str) else jsons.dumps(value, ensure_ascii=False, default=repr)
-    text = "".join(mark if mark.isprintable() else mark.encode("unicode_escape").decode() for mark in text)
-    return text if len(text) <= 200 else f"{text[:200]}…"
-
-
-def _age(seconds: float) -> str:
-    if seconds < 120:
-        return f"{seconds:.1f} s"
-    if seconds < 7200:
-        return f"{seconds / 60:.0f} min"
-    return f"{seconds / 3600:.0f} h" if seconds < 172_800 else f"{seconds / 86_400:.0f} d"
-
-
-def _holder(name: str | None) -> str:
-    parts = (name or "").split("/")
-    return f"process {parts[1]}" if len(parts) > 1 else ""
-
-
-def _table(*words: str) -> Table:
-    table = Table(box=None, header_style="bold", pad_edge=False)
-    for word in words:
-        table.add_column(word, overflow="fold")
-    return table
-
-
-def _cells(*values: object) -> list[Text]:
-    """As text: brackets in a key are no markup."""
-    return [Text(safe_text(str(value))) for value in values]
-
-
-def _print_table(table: Table) -> None:
-    # a pipe has no width: nothing is folded there, so that grep finds whole keys
-    console = Console(highlight=False)
-    if not console.is_terminal:
-        console = Console(highlight=False, width=10_000)
-    console.print(table if table.row_count else "nothing")
-
-
-def _print_json(value: Any) -> None:
-    print(jsons.dumps(value, indent=2))

@@ -11,14 +11,14 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from types import FrameType
-from typing import Annotated, Any, Protocol
+from typing import Annotated, Any, Protocol, TextIO
 
 import typer
 from rich.console import Console
 from rich.live import Live
 from rich.text import Text
 
-from cachewright.behind.operating import Operating, look_at, safe_text
+from cachewright.behind.operating import Operating, escaped, look_at, safe_text
 from cachewright.behind.worker import Left, Worker
 from cachewright.cache import Cache
 from cachewright.cli.target import opened
@@ -57,7 +57,7 @@ class JsonView:
 
     def say(self, event: str, text: str, **facts: Any) -> None:
         line = {"time": round(time.time(), 3), "event": event, "text": text, **facts}
-        print(json.dumps(line, default=repr), flush=True)
+        _print(json.dumps(line, default=repr), sys.stdout)
 
     def status(self, figures: Mapping[str, Mapping[str, Any]]) -> None:
         self.say("status", _summary(figures), repositories=figures)
@@ -66,11 +66,18 @@ class JsonView:
         pass
 
 
+def _print(line: str, stream: TextIO) -> None:
+    try:
+        print(line, file=stream, flush=True)
+    except BrokenPipeError:  # whoever read it is gone; saving goes on, and says the rest to nobody
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+
+
 class PlainView:
     """Lines with the time, on standard error."""
 
     def say(self, event: str, text: str, **facts: Any) -> None:
-        print(time.strftime("%Y-%m-%d %H:%M:%S"), text, file=sys.stderr, flush=True)
+        _print(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {text}", sys.stderr)
 
     def status(self, figures: Mapping[str, Mapping[str, Any]]) -> None:
         self.say("status", _summary(figures))
@@ -248,13 +255,13 @@ def left_lines(left: Sequence[Left]) -> Iterator[str]:
             yield f"{one.name}: {one.count} key(s) still dirty"
         for write in one.writes[:_SHOWN]:
             said = f"{write.attempts} failed, the last: {write.error}" if write.error else write.state
-            yield f"  {safe_text(write.key)} ({safe_text(said)})"
+            yield f"  {escaped(write.key)} ({safe_text(said)})"
         if len(one.writes) > _SHOWN:
             yield f"  … and {(one.count or len(one.writes)) - _SHOWN} more"
         if one.died:
             yield f"{one.name}: {len(one.died)} record(s) were given up and are dead letters now"
         for key, error in list(one.died.items())[:_SHOWN]:
-            yield f"  {safe_text(key)} ({safe_text(error)})"
+            yield f"  {escaped(key)} ({safe_text(error)})"
 
 
 def left_rows(left: Sequence[Left]) -> dict[str, Any]:
@@ -304,8 +311,12 @@ class _ToView(logging.Handler):
         self._view = view
 
     def emit(self, record: logging.LogRecord) -> None:
-        if not logging.getLogger().handlers:  # else the user's module has set up logging, and that is his
+        if logging.getLogger().handlers:
+            return  # the user's module has set up logging, and that says it
+        try:
             self._view.say("log", f"{record.levelname} {safe_text(self.format(record))}")
+        except Exception:  # as every handler: what cannot be logged must not end what is logged
+            self.handleError(record)
 
 
 @contextmanager
