@@ -1,6 +1,6 @@
 """The Celery app of a run; writers and workers both take it from here.
 
-A worker is started with ``celery -A tests.crash.hinted worker``, which makes the repository as well.
+A worker is started with ``celery -A tests.crash.working worker``, which makes the repository as well.
 """
 
 from __future__ import annotations

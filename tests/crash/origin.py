@@ -47,7 +47,7 @@ class Origin:
 
     Args:
         url: which.
-        at: told ``"before"`` and ``"after"`` the commit of every save; a crash may be made of it.
+        at: told ``"begin"`` before every save, ``"before"`` its commit and ``"after"`` that; a crash may be made of it.
     """
 
     def __init__(self, url: str, at: Callable[[str], None] = lambda point: None) -> None:
@@ -79,6 +79,7 @@ class Origin:
 
     def save(self, rows: Sequence[Row], *, ordered: bool) -> None:
         """Writes rows in one transaction: plainly, or each only over a lower sequence."""
+        self._at("begin")
         with self._transaction() as run:
             for id, value, sequence in rows:
                 if ordered:

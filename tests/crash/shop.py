@@ -39,7 +39,6 @@ class Order:
         pause: seconds between two writes of a caller.
         kill: ``("before" | "after", n)``: it ends itself by SIGKILL at that side of the commit of its n-th save;
             ``("acked", n)``: as soon as its n-th write was acknowledged.
-        stop: the same with SIGSTOP.
     """
 
     origin: str
@@ -59,7 +58,6 @@ class Order:
     puts: int | None = None
     pause: float = 0.0
     kill: Sequence[Any] | None = None
-    stop: Sequence[Any] | None = None
 
     def but(self, **changes: Any) -> Order:
         """The same with changes."""

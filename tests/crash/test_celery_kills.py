@@ -52,7 +52,7 @@ class CeleryRun(Run):
             pytest.fail(f"the worker did not start:\n{path.read_text()[-3000:]}")
 
     def _start_celery(self, name: str, log: IO[bytes]) -> subprocess.Popen[bytes]:
-        words = [sys.executable, "-m", "celery", "-A", "tests.crash.hinted", "worker"]
+        words = [sys.executable, "-m", "celery", "-A", "tests.crash.working", "worker"]
         words += ["-P", "prefork", "-c", "2", "-n", name, "-l", "INFO"]
         words += ["--without-gossip", "--without-mingle", "--without-heartbeat"]
         return subprocess.Popen(words, env=self.environment, cwd=ROOT, stdout=log, stderr=subprocess.STDOUT)

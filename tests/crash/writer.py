@@ -33,6 +33,7 @@ from tests.crash.shop import Order, Shop
 __all__: list[str] = []
 
 PATIENCE = 60.0
+WORDS = {"before": "save", "after": "done"}
 OVER = threading.Event()
 HOT = 10  # keys that get half of the writes, where there are more
 
@@ -43,10 +44,10 @@ def say(*words: object) -> None:
 
 
 class Crash:
-    """Ends or stops this process at one side of the commit of its n-th save, or ends it at its n-th acknowledgement."""
+    """Ends this process at one side of the commit of its n-th save, or at its n-th acknowledgement."""
 
     def __init__(self, order: Order) -> None:
-        self._order, self._counts = order, {"before": 0, "after": 0, "acked": 0}
+        self._order, self._counts = order, {"begin": 0, "before": 0, "after": 0, "acked": 0}
         self._lock = threading.Lock()
 
     def at(self, point: str) -> None:
@@ -54,11 +55,12 @@ class Crash:
         with self._lock:
             self._counts[point] += 1
             here = [point, self._counts[point]]
-        if point != "acked":
-            say("save" if point == "before" else "done", here[1])
-        for what, signal_ in ((self._order.kill, signal.SIGKILL), (self._order.stop, signal.SIGSTOP)):
-            if what is not None and list(what) == here:
-                os.kill(os.getpid(), signal_)
+        if point in WORDS:
+            say(WORDS[point], here[1])
+        if self._order.kill is not None and list(self._order.kill) == here:
+            signal.pthread_kill(
+                threading.get_ident(), signal.SIGKILL
+            )  # this thread does not go on for a moment
 
     def acked(self, name: str) -> None:
         """Called by a caller whose write was taken."""
