@@ -169,7 +169,7 @@ def celery_run(
 
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize("turns", [3, pytest.param(50, marks=pytest.mark.soak)])
-def test_all_four_in_turn(
+def test_kills_around_celery_lose_nothing(
     tmp_path: Path, celery_run: Callable[[Order], CeleryRun], figures: Callable[[str], Any], turns: int
 ) -> None:
     """The writers' buffer and origin outlive everybody; nobody else flushes, so what a lost hint told of is swept up."""

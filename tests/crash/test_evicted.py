@@ -92,7 +92,7 @@ def read_elsewhere(order: Order) -> Any:
     return json.loads(done.stdout)
 
 
-def test_in_this_process(shop: Shop, order: tuple[Order, RedisServer]) -> None:
+def test_a_dirty_key_evicted_everywhere_is_read(shop: Shop, order: tuple[Order, RedisServer]) -> None:
     evict(shop, order[1])
     assert {id: shop.items.get(id) for id in IDS} == NEWEST
     evict(shop, order[1])
@@ -102,7 +102,9 @@ def test_in_this_process(shop: Shop, order: tuple[Order, RedisServer]) -> None:
     assert shop.origin.load_many(IDS) == {"changed": "old value", "deleted": "old value"}, "not flushed yet"
 
 
-def test_in_another_process(shop: Shop, order: tuple[Order, RedisServer]) -> None:
+def test_a_dirty_key_evicted_everywhere_is_read_in_another_process(
+    shop: Shop, order: tuple[Order, RedisServer]
+) -> None:
     evict(shop, order[1])
     assert read_elsewhere(order[0]) == [NEWEST, NEWEST]
     shop.items.flush(60)

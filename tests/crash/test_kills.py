@@ -34,7 +34,7 @@ def order(folder: Path, form: str, origin: str | None = None, buffer: str | None
 
 @pytest.mark.parametrize("kills", [5, pytest.param(100, marks=pytest.mark.soak)])
 @pytest.mark.parametrize("form", ["plain", "ordered"])
-def test_sqlite_buffer(
+def test_kills_over_sqlite_lose_nothing(
     tmp_path: Path, start_run: Callable[..., Run], figures: Callable[[str], None], form: str, kills: int
 ) -> None:
     run = start_run(order(tmp_path, form))
@@ -43,7 +43,7 @@ def test_sqlite_buffer(
 
 
 @pytest.mark.parametrize("kills", [3, pytest.param(50, marks=pytest.mark.soak)])
-def test_sqlite_buffer_before_postgresql(
+def test_kills_before_postgresql_lose_nothing(
     tmp_path: Path,
     start_run: Callable[..., Run],
     figures: Callable[[str], None],
@@ -57,7 +57,7 @@ def test_sqlite_buffer_before_postgresql(
 
 @pytest.mark.parametrize("kills", [5, pytest.param(100, marks=pytest.mark.soak)])
 @pytest.mark.parametrize("form", ["plain", "ordered"])
-def test_redis_buffer(
+def test_kills_over_redis_lose_nothing(
     tmp_path: Path,
     start_run: Callable[..., Run],
     figures: Callable[[str], None],

@@ -90,7 +90,7 @@ def watch(runs: Sequence[Run], children: Sequence[Child], seconds: float) -> Non
     [(closed, "plain", ("block", "raise", "through")), (hung, "ordered", ("block", "raise"))],
     ids=["closed", "hung"],
 )
-def test_database_down_under_load(
+def test_a_database_down_under_load_delays_and_loses_nothing(
     tmp_path: Path,
     start_run: Callable[..., Run],
     figures: Callable[[str], None],

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import random
 import signal
 import sqlite3
 import subprocess
@@ -23,7 +22,6 @@ from cachewright.behind.types import BehindOptions
 from cachewright.errors import FlushTimeout
 from cachewright.events import Hub
 from cachewright.runtime.base import drive
-from cachewright.runtime.process import wait_until
 from cachewright.runtime.threads import THREADS
 
 COMMON = """
@@ -186,43 +184,6 @@ def test_a_kill_in_the_middle_of_a_save_saves_again_and_settles(yard):
     assert stats.saved == 2, "the claim of the dead was free at once, and its save may have landed: once more"
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("lives", [10, pytest.param(200, marks=pytest.mark.soak)])
-def test_kills_at_random_points_lose_no_acknowledged_write(yard, lives):
-    """Each life writes counting values to 20 keys and is killed while its flusher is at work."""
-    seed = int(os.environ.get("TEST_SEED") or random.randrange(2**32))
-    print(f"TEST_SEED={seed} runs this again")  # shown where the test fails
-    chance = random.Random(seed)
-    acknowledged: dict[str, int] = {}
-    sent: dict[str, int] = {}
-    for life in range(lives):
-        child = yard.child(
-            f"""
-            flusher = make(settle=0.05)
-            flusher.resume()
-            for n in range({life * 100_000}, {(life + 1) * 100_000}):
-                key = f"k{{n % 20}}"
-                say("send", key, n)
-                put(flusher, key, str(n))
-                say("taken", key, n)
-            """
-        )
-        stop = threading.Timer(0.4 + chance.random() * 0.4, child.kill)
-        stop.start()
-        for line in child.stdout:
-            if not line.endswith("\n"):
-                break  # torn by the kill
-            what, key, number = line.split()
-            (sent if what == "send" else acknowledged)[key] = int(number)
-        child.wait(30)
-        stop.join()
-    assert len(acknowledged) == 20
-    yard.finish(settle=0.1)
-    origin = yard.origin()
-    for key, number in acknowledged.items():
-        assert int(origin[key]) in (number, sent[key]), f"{key}: seed {seed}"
-
-
 def test_a_flusher_stopped_past_its_claim_does_not_bring_back_what_it_had(yard):
     """SIGSTOP in the middle of its save, and SIGCONT after a newer state was saved by another flusher."""
     child = yard.child(
@@ -256,32 +217,6 @@ def test_a_flusher_stopped_past_its_claim_does_not_bring_back_what_it_had(yard):
     assert yard.origin() == {"a": "old"}, "the harm is done by an unordered saver"
     drive(flusher.flush(THREADS, 30))
     assert yard.origin() == {"a": "new"}, "and undone before the key counts as clean"
-    drive(flusher.close(THREADS))
-
-
-@pytest.mark.slow
-def test_an_origin_that_is_down_for_a_while_delays_and_loses_nothing(yard):
-    down = threading.Event()
-    down.set()
-
-    def save(id, value):
-        if down.is_set():
-            raise ConnectionError("the database is down")
-        yard.save(id, value)
-
-    flusher = yard.flusher(save=save, settle=0.1, backoff=0.05, backoff_max=0.5, max_attempts=1000)
-    longest = 0.0
-    for n in range(2000):
-        key = f"k{n % 100}"
-        started = time.monotonic()
-        drive(flusher.accept(THREADS, [NewRecord(key, key.encode(), str(n).encode())]))
-        longest = max(longest, time.monotonic() - started)
-    assert drive(flusher.stats(THREADS)).buffer.dirty == 100
-    assert wait_until(lambda: drive(flusher.stats(THREADS)).failed > 0, 20)
-    down.clear()
-    drive(flusher.flush(THREADS, 60))
-    assert yard.origin() == {f"k{n % 100}": str(n) for n in range(1900, 2000)}
-    assert longest < 5
     drive(flusher.close(THREADS))
 
 

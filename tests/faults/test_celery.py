@@ -231,43 +231,6 @@ def test_doubled_late_and_empty_hints_do_no_harm(shop):
     assert len(desk.rows("journal")) == 1, "one record, the newest state, saved once"
 
 
-def test_a_pool_child_killed_in_its_save_loses_nothing(shop):
-    desk = shop()
-    desk.worker("prefork", 2)
-    desk.put("a=kill", "b=2")
-    desk.wait(lambda: desk.dirty() == 0, "the flush by another child")
-    assert desk.users() == {"a": "kill", "b": "2"}
-
-
-def test_a_worker_killed_with_its_children_loses_nothing(shop):
-    desk = shop(SHOP_SWEEP="0.5")
-    desk.put(*(f"k{n}={n}" for n in range(30)))
-    worker = desk.worker("prefork", 2)
-    desk.put(*(f"k{n}={n + 1}" for n in range(30)))
-    kill_all(worker)
-    desk.workers.clear()
-    for path in desk.folder.glob("*.log"):
-        path.unlink()
-    desk.worker()
-    desk.wait(lambda: desk.dirty() == 0, "the next worker's sweep")
-    assert desk.users() == {f"k{n}": str(n + 1) for n in range(30)}
-
-
-def test_a_dead_broker_delays_and_loses_nothing(shop, own_rabbitmq):
-    broker = own_rabbitmq()
-    desk = shop(broker.url, SHOP_SWEEP="0.5")
-    broker.kill()
-    started = time.monotonic()
-    sent, lost = desk.put("a=1", "b=2")
-    assert (sent, lost) == (0, 2)
-    assert time.monotonic() - started < 20
-    assert desk.dirty() == 2
-    broker.start()
-    desk.worker()
-    desk.wait(lambda: desk.dirty() == 0, "the sweep after the broker's return")
-    assert desk.users() == {"a": "1", "b": "2"}
-
-
 def test_a_worker_that_did_not_import_the_repository_says_so(shop):
     desk = shop()
     desk.worker()
