@@ -11,7 +11,7 @@ from typing import Any
 
 from cachewright.testing.sim import Client, Cue, Faults, Op, Plan, Run, Scenario, judge
 from cachewright.testing.sim.ops import Delete, Put, RepositoryRead, Wait
-from cachewright.testing.sim.ops_behind import Discard, Evict, Replay
+from cachewright.testing.sim.ops_behind import Discard, Evict, PutAll, Replay
 from tests.sim.scenarios import SCENARIOS
 
 BEHIND, DEAD = SCENARIOS["behind"], SCENARIOS["dead_letters"]
@@ -132,6 +132,19 @@ INTERLEAVINGS: tuple[Interleaving, ...] = (
         plan=_plan((0, 0.1, PUT), (1, 2.5, PUT), cues=(Cue(0, "save k", "late", 3.0),)),
         saves=(V1, V2, V1, V2),
         faults=("an_append_forgets_that_the_key_settles",),
+    ),
+    Interleaving(
+        # Its records are saved one by one then, and well; what was sent first may still land over them.
+        name="a_batch_of_unknown_outcome_settles_though_each_of_it_was_saved_again",
+        plan=_plan(
+            (0, 0.1, PutAll(("k", "m"))),
+            (1, 2.0, PUT),
+            cues=(Cue(0, "save many", "late", 3.0),),
+            keys=("k", "m"),
+            saves_many=0.0,
+        ),
+        saves=("k.3", "k.5", "k.3", "k.5"),
+        faults=("a_try_of_unknown_outcome_before_a_good_one_leaves_no_mark",),
     ),
     # ---------------------------------------------------------------------------------------- crashes, deletes
     Interleaving(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from cachewright.testing.sim import Scenario
+from tests.sim.scenarios.aimed import Aimed
 from tests.sim.scenarios.atomic import AtomicOperations
 from tests.sim.scenarios.backfills import Backfills
 from tests.sim.scenarios.batches import Batches
@@ -37,5 +38,6 @@ ALL: tuple[Scenario, ...] = (
     ScheduledRefreshes(),
     AtomicOperations(),
     Closes(),
+    Aimed(),
 )
 SCENARIOS: dict[str, Scenario] = {one.name: one for one in ALL}

@@ -25,7 +25,7 @@ class Cue:
             ``"broken"``, ``"lost"``, ``"late"`` (it lands ``seconds`` after its deadline): what becomes of this request.
         seconds: how long.
         moment: before it is sent, when its effect has landed, when its sender has the answer. A fate is decided before.
-        number: of the requests that begin so, which one.
+        number: of the requests that begin so and come to that moment, which one.
     """
 
     process: int
