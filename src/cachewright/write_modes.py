@@ -50,7 +50,8 @@ class WriteBehind:
             ``$XDG_STATE_HOME/cachewright`` (``CACHEWRIGHT_BUFFER`` overrides). Or a `Buffer` of your own.
         delay: the coalescing window: a record waits so long for newer states of its key.
         batch_size: most records saved at once.
-        max_attempts: failed saves after which a record becomes a dead letter.
+        max_attempts: failed saves after which a record becomes a dead letter; with the other defaults after an hour and
+            a half, so that an origin may be away for that long.
         backoff: pause after the first failed save; doubled each time, with jitter.
         backoff_max: the longest pause.
         max_dirty: most records in the buffer.
@@ -67,7 +68,7 @@ class WriteBehind:
     buffer: str | Buffer | None = field(default=None, repr=False)  # a URL may hold a password
     delay: Seconds = 0.0
     batch_size: int = 100
-    max_attempts: int = 8
+    max_attempts: int = 100
     backoff: Seconds = 0.1
     backoff_max: Seconds = 60.0
     max_dirty: int = 100_000

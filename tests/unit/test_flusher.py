@@ -528,6 +528,29 @@ def test_async_savers_run_on_the_loop(bench):
     drive(desk.flusher.close(THREADS))
 
 
+def test_who_leaves_async_saving_to_a_worker_may_block(bench):
+    async def save(id, value):
+        desk.origin[id] = value
+
+    desk = bench(where="worker", save=save)
+    desk.put("a")
+    with pytest.raises(ConfigurationError, match="await aput"):
+        drive(desk.flusher.step(THREADS))
+
+    async def worker():
+        await desk.flusher.step(AIO)
+
+    waits = threading.Thread(target=lambda: drive(desk.flusher.flush(THREADS, 20)))
+    waits.start()
+    asyncio.run(worker())
+    waits.join(20)
+    assert (waits.is_alive(), desk.origin) == (False, {"a": "v"})
+
+    full = bench(where="worker", save=save, options={"on_full": "through"})
+    with pytest.raises(ConfigurationError, match="await aput"):  # it would be saved here
+        full.put("b")
+
+
 def test_closing_after_the_loop_is_gone_names_what_async_savers_left(bench):
     async def save(id, value):
         await asyncio.sleep(60)

@@ -124,7 +124,8 @@ class Flusher:
             BufferFull: as ``on_full`` says.
             BufferUnavailable: nothing was accepted.
         """
-        self.check_face(rt)
+        if self._saves_here:
+            self.check_face(rt)
         self.start(rt)
         sequences = await self._intake.append(rt, records, self._room, self._rounds.through)
         self.ring()
@@ -227,7 +228,7 @@ class Flusher:
         if not self.buffer.exists:
             return
         self._own_process()
-        if not self.is_running():  # else another loop's task does the work, and this one only waits
+        if self._saves_here and not self.is_running():  # else the work is done elsewhere, and this one only waits
             self.check_face(rt)
         self.start(rt)
         deadline = None if timeout is None else rt.monotonic() + timeout
@@ -297,6 +298,11 @@ class Flusher:
             await rt.offload(self._on_close)
 
     # -- small things -------------------------------------------------------------------------------------------
+
+    @property
+    def _saves_here(self) -> bool:
+        """Whether a write may have to be saved by this process."""
+        return self.where in ("background", "none") or self.options.on_full == "through"
 
     def check_face(self, rt: Runtime) -> None:
         """Async savers cannot run under the blocking face.

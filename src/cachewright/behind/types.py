@@ -58,7 +58,7 @@ class BehindOptions:
 
     delay: float = 0.0
     batch_size: int = 100
-    max_attempts: int = 8
+    max_attempts: int = 100
     backoff: float = 0.1
     backoff_max: float = 60.0
     max_dirty: int = 100_000
