@@ -149,6 +149,17 @@ def test_an_acknowledgement_of_an_older_sequence_removes_nothing(desk):
     assert [r.payload for r in desk.claim(b"flusher2")] == [b"2"], "due at once, its claim released"
 
 
+def test_a_key_that_is_written_while_it_is_saved_is_dirty_since_its_claim(desk):
+    desk.put("a", b"1")
+    desk.clock.time += 10
+    (record,) = desk.claim()
+    claimed = desk.clock.time
+    desk.clock.time += 10
+    desk.put("a", b"2")
+    desk.ack(record)
+    assert desk.read("a")["a"].first_dirty == pytest.approx(claimed, rel=0, abs=0.01)
+
+
 def test_an_append_keeps_the_claim_so_that_nobody_saves_beside_the_one_who_saves(desk):
     desk.put("a", b"1")
     desk.claim(b"flusher1")

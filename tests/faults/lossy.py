@@ -61,6 +61,11 @@ class Lossy:
         for server, data in held:
             server.sendall(data)
 
+    def refuse(self) -> None:
+        """Takes no more connections."""
+        self._listener.shutdown(socket.SHUT_RDWR)
+        self._listener.close()
+
     def _start(self, work: Any, *args: Any) -> None:
         thread = threading.Thread(target=work, args=args)
         self._threads.append(thread)

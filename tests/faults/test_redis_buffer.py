@@ -7,7 +7,6 @@ import logging
 import threading
 from collections.abc import Callable, Iterator
 from functools import partial
-from typing import Any
 
 import pytest
 
@@ -26,19 +25,6 @@ from cachewright.tiers.redis_scripts import _SOURCES
 from tests.faults.lossy import TOKEN, Face, Lossy
 
 OTHER = b"flusher2"
-
-
-@pytest.fixture(params=["threads", "asyncio"])
-def opened(request: pytest.FixtureRequest, namespace: str) -> Iterator[Callable[..., Face]]:
-    made: list[Face] = []
-
-    def make(url: str, **options: Any) -> Face:
-        made.append(Face(request.param, url, f"{namespace}/user", **options))
-        return made[-1]
-
-    yield make
-    for face in made:
-        face.close()
 
 
 @pytest.fixture
@@ -125,6 +111,18 @@ def test_acknowledgements_and_failures_are_sent_again_where_the_answer_was_lost(
     proxy.lose_next_reply()
     far.release(OTHER)
     assert len(buffer.take(b"flusher3")) == 1
+
+
+def test_who_cannot_ask_again_after_a_lost_answer_knows_nothing(
+    buffer: Face, far: Face, proxy: Lossy
+) -> None:
+    buffer.put("a")
+    (record,) = far.take()
+    proxy.lose_next_reply()
+    proxy.refuse()
+    with pytest.raises(BufferUnconfirmed, match=r"an answer was lost; then: .*Errno.*nobody knows"):
+        far.ack(record)
+    assert buffer.read(["a"]) == {}
 
 
 def test_what_its_caller_gave_up_never_lands_later(

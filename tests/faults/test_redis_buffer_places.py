@@ -1,10 +1,10 @@
-"""The buffer in Redis over replicas and clusters; damage, partitions, bounds, URLs, and a repository on top."""
+"""The buffer in Redis in partitions and with damage; bounds, forks, URLs, and a repository on top."""
 
 from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from itertools import pairwise
 from typing import Any
 
@@ -19,149 +19,12 @@ from cachewright.errors import (
     BufferUnconfirmed,
     ConfigurationError,
     FlushTimeout,
-    TierProtocolError,
 )
-from cachewright.runtime.process import wait_until
-from cachewright.testing.servers import RedisCluster, RedisServer
-from cachewright.tiers.redis_cluster_map import key_slot
-from cachewright.tiers.redis_process import RedisProcess
+from cachewright.testing.servers import RedisServer
 from tests.faults.lossy import TOKEN, Face
 
 OTHER = b"flusher2"
 KEYS = [f"k{n}" for n in range(40)]
-
-
-@pytest.fixture(params=["threads", "asyncio"])
-def face_name(request: pytest.FixtureRequest) -> str:
-    name: str = request.param
-    return name
-
-
-@pytest.fixture
-def opened(face_name: str, namespace: str) -> Iterator[Callable[..., Face]]:
-    made: list[Face] = []
-
-    def make(url: str, **options: Any) -> Face:
-        made.append(Face(face_name, url, f"{namespace}/user", **options))
-        return made[-1]
-
-    yield make
-    for face in made:
-        face.close()
-
-
-# Replicas
-
-
-def test_a_write_counts_when_replicas_have_it(
-    opened: Callable[..., Face], own_redis: Callable[..., RedisServer]
-) -> None:
-    server = own_redis(options={"repl-diskless-sync-delay": "0"})
-    replica = own_redis(options={"replicaof": f"127.0.0.1 {server.port}"})
-    assert wait_until(lambda: replica.info("replication")["master_link_status"] == "up", 20)
-    enough = opened(f"{server.url}?durability=wait:1&wait_timeout=20")
-    (first,) = enough.put("a", value=b"1")
-    assert replica.ask("HEXISTS", enough.buffer._at._names[0][1], "a") == 1
-    server.ask("SCRIPT", "FLUSH")
-    enough.put("a", value=b"2")
-
-    too_few = opened(f"{server.url}?durability=wait:2&wait_timeout=0.1")
-    with pytest.raises(BufferUnconfirmed, match="1 of the 2 replicas"):
-        too_few.put("a", value=b"3")
-    found = too_few.read(["a"])["a"]
-    assert (found.payload, found.sequence > first) == (b"3", True), "it stands, and nothing of it is lost"
-    assert too_few.ack(*too_few.take()) == 1, "only writes wait"
-
-    replica.pause()
-    late = opened(f"{server.url}?durability=wait:1&wait_timeout=0.1")
-    with pytest.raises(BufferUnconfirmed, match="0 of the 1 replicas"):
-        late.put("b")
-    replica.resume()
-
-
-def test_every_node_of_a_cluster_is_waited_for(
-    opened: Callable[..., Face], redis_cluster: RedisCluster
-) -> None:
-    face = opened(f"{redis_cluster.url}?durability=wait:1&wait_timeout=20&timeout=20")
-    assert len(face.put(*KEYS)) == len(KEYS)
-    too_few = opened(f"{redis_cluster.url}?durability=wait:2&wait_timeout=0.1&timeout=20")
-    with pytest.raises(BufferUnconfirmed, match="of the 2 replicas"):
-        too_few.put("k0")
-
-
-# Clusters
-
-
-def test_a_cluster_shares_the_records(opened: Callable[..., Face], redis_cluster: RedisCluster) -> None:
-    face = opened(f"{redis_cluster.url}?timeout=20")
-    face.put(*KEYS)
-    face.put("oldest")
-    names = [names[1] for names in face.buffer._at._names]
-    assert len({key_slot(name) for name in names}) == 16
-    nodes = redis_cluster.nodes[: redis_cluster.primaries]
-    used = [node for node in nodes if any(_has(node, name) for name in names)]
-    assert len(used) > 1
-    assert [r.key for r in face.records(limit=3)] == KEYS[:3] or len(face.records(limit=3)) == 3
-    assert {r.key for r in face.records()} == {*KEYS, "oldest"}
-    taken = face.take(limit=7)
-    assert len(taken) == 7, "never more than was asked for, however many partitions are asked"
-    assert face.renew(TOKEN, 60) == 7
-    assert face.ack(*taken) == 7
-    rest = face.take(OTHER, limit=100)
-    assert len(rest) == len(KEYS) + 1 - 7
-    assert rest == sorted(rest, key=lambda record: record.not_before)
-    face.release(OTHER)
-    assert face.stats().dirty == len(rest)
-
-
-def _has(node: RedisProcess, name: bytes) -> bool:
-    try:
-        return bool(node.ask("EXISTS", name))
-    except TierProtocolError:  # MOVED
-        return False
-
-
-def test_an_orphan_of_any_partition_comes_alone(
-    opened: Callable[..., Face], redis_cluster: RedisCluster
-) -> None:
-    clock = [1_000_000.0]
-    face = opened(f"{redis_cluster.url}?timeout=20", clock=lambda rt: clock[0])
-    face.put(*KEYS[:3])
-    assert len(face.take(b"dead one", life=1.0)) == 3
-    clock[0] += 2
-    face.put(*KEYS[3:10])
-    sizes = [[record.suspect for record in face.take(b"%08d" % n)] for n in range(4)]
-    assert sizes == [[True], [True], [True], [False] * 7]
-
-
-def test_a_shard_that_is_down_fails_only_what_touches_it(
-    opened: Callable[..., Face], own_cluster: Callable[..., RedisCluster]
-) -> None:
-    cluster = own_cluster(primaries=3, replicas=0)
-    face = opened(f"{cluster.url}?timeout=3")
-    face.put(*KEYS)
-    victim = cluster.primary_of(face.buffer._at._names[0][0])
-    nodes = [cluster.primary_of(names[0]) for names in face.buffer._at._names]
-    down = {key for key in KEYS if nodes[face.buffer._at.of(key)] is victim}
-    up = [key for key in KEYS if key not in down]
-    assert down
-    assert up
-    victim.kill()
-    found = face.take()
-    assert {record.key for record in found} == set(up)
-    assert face.next_due() is not None
-    assert face.ack(*found) == len(up)
-    for ask in (face.stats, face.records, face.next_due, lambda: face.read(KEYS)):
-        with pytest.raises(BufferUnavailable):  # nobody says "nothing is dirty" of what he cannot see
-            ask()
-    with pytest.raises(BufferUnavailable):
-        face.take(OTHER, keys=sorted(down))
-    with pytest.raises(BufferUnavailable):
-        face.put(*KEYS)
-    assert face.read(up) == {}, "none was taken"
-    face.put(*up)
-    victim.start()
-    assert wait_until(lambda: victim.info("cluster").get("cluster_enabled") == "1", 20)
 
 
 # Partitions, bounds
@@ -178,6 +41,37 @@ def test_another_number_of_partitions_is_refused(
         with pytest.raises(ConfigurationError, match=f"partitions=4 and is opened with partitions={other}"):
             ask()
     assert four.stats().dirty == len(KEYS)
+
+
+def test_another_number_of_partitions_is_refused_wherever_the_records_are(
+    opened: Callable[..., Face], redis_server: RedisServer
+) -> None:
+    four = opened(f"{redis_server.url}?partitions=4")
+    four.put(next(key for key in KEYS if four.buffer._at.of(key) != 0))
+    more = opened(f"{redis_server.url}?partitions=16")
+    with pytest.raises(ConfigurationError, match="partitions=4"):
+        more.put(next(key for key in KEYS if more.buffer._at.of(key) > 4))
+
+
+def test_what_is_saved_leaves_nothing(
+    opened: Callable[..., Face], redis_server: RedisServer, namespace: str
+) -> None:
+    face = opened(f"{redis_server.url}?partitions=2")
+    for _ in range(2):
+        face.put(*KEYS)
+        first, *rest = face.take()
+        face.give_up(first)
+        face.discard(first.key)
+        face.ack(*rest)
+    face.put("a")
+    face.take()
+    face.release(TOKEN)
+    face.discard("a", dead_only=False)
+    face.hold("b", TOKEN, 5)
+    face.release(TOKEN)
+    left = redis_server.ask("KEYS", f"*{namespace}*")
+    assert isinstance(left, list)
+    assert {str(name).rpartition(":")[2] for name in left} == {"meta'"}
 
 
 def test_bounds_over_partitions(opened: Callable[..., Face], redis_server: RedisServer) -> None:

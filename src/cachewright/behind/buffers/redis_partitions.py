@@ -39,6 +39,8 @@ LOOK_AGAIN: Final = 5.0
 """Seconds after which a server's settings are looked at again, failures apart: a restart may go unnoticed, or they are
 changed while it runs."""
 _ATTEMPTS: Final = 3
+_MOVING: Final = 0.05
+"""Seconds until a partition that is on its way to another node is asked for again."""
 # With one of these a server says that it has carried out nothing; ours are refused at a script's first write.
 _REFUSALS: Final = frozenset(
     {
@@ -155,12 +157,16 @@ class Partitions:
                 )
                 for number in todo
             }
-            await self.nodes.run(rt, list(items.values()), deadline, repeatable=not change)
+            await self._send(rt, list(items.values()), deadline, repeatable=not change)
             left = time.monotonic() < deadline and attempt + 1 < _ATTEMPTS
             todo = []
             for number, item in items.items():
                 outcome = outcomes[number] = self._outcome(number, item, change)
-                if isinstance(outcome, BufferUnconfirmed):
+                if isinstance(outcome, BufferUnavailable) and number in lost:
+                    outcomes[number] = self._error(
+                        True, f"an answer was lost; then: {outcome.__cause__ or outcome}", outcome
+                    )
+                elif isinstance(outcome, BufferUnconfirmed):
                     lost.add(number)
                     if repeat and left:
                         todo.append(number)
@@ -172,6 +178,20 @@ class Partitions:
                             change and number in lost, "the server had the call too late"
                         )
         return outcomes
+
+    async def _send(self, rt: Runtime, items: Sequence[Item], deadline: float, *, repeatable: bool) -> None:
+        """`Nodes.run`; while a partition moves between two nodes it is refused as a whole, and asked for again."""
+        while items:
+            await self.nodes.run(rt, items, deadline, repeatable=repeatable)
+            items = [
+                item
+                for item in items
+                if isinstance(item.result, ReplyError) and item.result.code == "TRYAGAIN"
+            ]
+            if items:
+                if time.monotonic() + _MOVING >= deadline:
+                    return
+                await rt.sleep(_MOVING)
 
     def _command(
         self, rt: Runtime, script: str, number: int, deadline: float, again: bool, arguments: Sequence[Any]
@@ -264,7 +284,7 @@ class Partitions:
             for number in (fresh if intake else ())
         }
         items = [*opens.values(), *(item for pair in looks.values() for item in pair)]
-        await self.nodes.run(rt, items, deadline, repeatable=True)
+        await self._send(rt, items, deadline, repeatable=True)
         outcomes: dict[int, Outcome] = {}
         for number, item in opens.items():
             outcome = self._outcome(number, item, change=False)
@@ -282,6 +302,8 @@ class Partitions:
 
     def _look_at(self, memory: Reply, persistence: Reply) -> None:
         """Refuses a server that would evict records; says once what one without persistence loses."""
+        if isinstance(memory, TierError) or isinstance(persistence, TierError):
+            return  # it was there a moment ago; what comes next will tell
         if not isinstance(memory, bytes) or not isinstance(persistence, bytes):
             if not self._warned:
                 self._warned = True
