@@ -25,6 +25,7 @@ __all__ = ["PATIENCE", "ROOT", "Child", "Run", "run_seed"]
 
 ROOT = Path(__file__).resolve().parents[2]
 PATIENCE = 60.0
+SILENCE = 90.0  # a writer says something all the time, and its parent may be away for a while
 
 
 def run_seed() -> int:
@@ -63,12 +64,20 @@ class Child:
                 env=environment,
                 cwd=ROOT,
             )
-        # Whoever hangs is ended, so that no read below waits for ever.
-        self._watch = threading.Timer(PATIENCE + 30, self._give_up)
+        self._heard = time.monotonic()
+        self._watch_on(SILENCE)
+
+    def _watch_on(self, seconds: float) -> None:
+        """Whoever hangs is ended, so that no read below waits for ever."""
+        self._watch = threading.Timer(seconds, self._give_up)
         self._watch.daemon = True
         self._watch.start()
 
     def _give_up(self) -> None:
+        left = self._heard + SILENCE - time.monotonic()
+        if left > 0:
+            self._watch_on(left)
+            return
         self.overdue = True
         self.process.kill()
 
@@ -76,13 +85,17 @@ class Child:
         """The first word of each line as it comes; what it says is in the ledger by then."""
         assert self.process.stdout is not None
         for line in self.process.stdout:
+            self._heard = time.monotonic()
             yield self.ledger.line(line.decode())
 
     def wait_for(self, what: str, count: int = 1) -> bool:
         """Reads on until the ``count``-th line of that kind; False if the process ended first."""
-        left = count
+        left, ends = count, time.monotonic() + PATIENCE
         for word in self.lines():
             left -= word == what
+            assert time.monotonic() < ends, (
+                f"{self.order.name} still lacks {left} of {count} {what!r}: {self.log()}"
+            )
             if left <= 0:
                 return True
         return False

@@ -35,6 +35,7 @@ class CeleryRun(Run):
         self.environment |= {
             "CRASH_BROKER": broker.url,
             "CRASH_QUEUE": f"hints-{uuid.uuid4().hex[:8]}",
+            "CRASH_QUEUE_TYPE": self.chance("queue").choice(["classic", "quorum"]),
             "CRASH_SWEEP": "0.5",
             "CRASH_FOLDER": str(folder),
             "CRASH_ORDER": order.dump(),
@@ -167,8 +168,9 @@ def celery_run(
         run.close()
 
 
-@pytest.mark.timeout(300)
-@pytest.mark.parametrize("turns", [3, pytest.param(50, marks=pytest.mark.soak)])
+@pytest.mark.parametrize(
+    "turns", [pytest.param(3, marks=pytest.mark.timeout(300)), pytest.param(50, marks=pytest.mark.soak)]
+)
 def test_kills_around_celery_lose_nothing(
     tmp_path: Path, celery_run: Callable[[Order], CeleryRun], figures: Callable[[str], Any], turns: int
 ) -> None:

@@ -18,7 +18,7 @@ from cachewright.testing.servers import PostgresServer
 from tests.crash.harness import PATIENCE, Child, Run
 from tests.crash.shop import NAMESPACE, REPOSITORY, Order
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
+pytestmark = pytest.mark.slow
 
 MOST = 50  # records that the buffer takes, of 200 keys that are written
 FULL_TIMEOUT = 0.2

@@ -19,7 +19,7 @@ from cachewright.testing.servers import RedisServer
 from tests.crash.harness import PATIENCE, ROOT, Run
 from tests.crash.shop import NAMESPACE, REPOSITORY, Order
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
+pytestmark = pytest.mark.slow
 
 BEHIND = {"claim": 1.0, "batch_size": 20, "max_attempts": 1000, "backoff": 0.01, "backoff_max": 0.1}
 
