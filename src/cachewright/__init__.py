@@ -6,6 +6,7 @@ from cachewright.behind.types import CeleryFlusher, Write
 from cachewright.cache import Cache
 from cachewright.core.edit import Inspection, TierView
 from cachewright.core.flight import LoadContext, current_load
+from cachewright.core.run_record import RefreshView
 from cachewright.decorator import CachedFunction, CacheInfo
 from cachewright.errors import (
     BufferError,
@@ -78,6 +79,7 @@ __all__ = [
     "Options",
     "RecursiveLoadError",
     "Refresh",
+    "RefreshView",
     "Repository",
     "Retry",
     "TierError",

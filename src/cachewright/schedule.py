@@ -23,8 +23,8 @@ from cachewright.options import Options, Seconds, seconds
 from cachewright.runtime.base import Job, Runtime, drive
 from cachewright.runtime.threads import is_async
 from cachewright.runtime.workers import BACKGROUND
-from cachewright.schedule_election import Election, Ran, run_once
-from cachewright.schedule_times import Cron, Every, Times
+from cachewright.schedule_election import EARLY, Election, Ran, run_once
+from cachewright.schedule_times import make_times, share_of
 
 __all__ = ["Refresh", "Schedules"]
 
@@ -52,6 +52,7 @@ class Refresh:
         options: Options,
         election: Election,
         spread: float,
+        late: float = 0.0,
     ) -> None:
         self.key = key
         self.runs = self.failures = self.skipped = 0
@@ -59,7 +60,7 @@ class Refresh:
         self.last_run: datetime | None = None
         self._schedules, self._rt = schedules, rt
         self._loader, self._options = loader, options
-        self._election, self._spread = election, spread
+        self._election, self._spread, self._late = election, spread, late
         self._scheduler: Any = None  # the user's own
         self.after_fork()
 
@@ -162,7 +163,7 @@ class Refresh:
         rt = self._rt
         try:
             while True:
-                await rt.sleep(rt.random() * self._spread)
+                await self._election.rest(rt, self._pause(rt))
                 ran = await run_once(
                     self._schedules.engine, rt, self._election, self.key, self._loader, self._options
                 )
@@ -177,6 +178,19 @@ class Refresh:
             with self._lock:
                 self._busy = self._again = False
             raise
+
+    def _pause(self, rt: Runtime) -> float:
+        """Seconds until this process begins: not all processes in one instant, and not all keys of one crontab.
+
+        The user's ``spread`` counts from the moment that is due, by a share that all processes compute alike: one at
+        random in each would have the quickest of many begin always at once.
+        """
+        small = rt.random() * self._spread
+        if not self._late:
+            return small
+        due = self._election.times.latest(int(rt.now() * 1e6) + EARLY)
+        share = share_of(f"{self._schedules.engine.state.namespace}:{self.key}", due)
+        return max(0.0, due / 1e6 + share * self._late - rt.now()) + small
 
     def _note(self, ran: Ran) -> None:
         with self._lock:
@@ -229,7 +243,7 @@ class Schedules:
     def add(
         self,
         rt: Runtime,
-        every: Seconds | None,
+        every: Seconds | str | None,
         key: str,
         loader: Callable[[], Any],
         options: Options,
@@ -237,17 +251,20 @@ class Schedules:
         cron: str | None,
         timezone: str | tzinfo,
         now: bool,
+        spread: Seconds,
         scheduler: Any,
         lease_given: bool,
     ) -> Refresh:
         """Starts a schedule; what the arguments mean stands at ``refresh_every``."""
         check_key(key)
+        name = f"{self.engine.state.namespace}:{key}"
         if rt.name == "threads" and is_async(loader):
-            name = getattr(loader, "__qualname__", repr(loader))
+            named = getattr(loader, "__qualname__", repr(loader))
             raise ConfigurationError(
-                f"{name} is async: await cache.arefresh_every(…) instead of refresh_every"
+                f"{named} is async: await cache.arefresh_every(…) instead of refresh_every"
             )
-        times, interval = self._times(every, key, cron, timezone)
+        times, interval = make_times(every, cron, timezone, name)
+        late = _late(spread, every, interval)
         asyncio = rt.name == "asyncio"
         try:
             from cachewright.schedule_apscheduler import check_scheduler
@@ -259,29 +276,13 @@ class Schedules:
             # A process that dies in a run is to be replaced within the interval, as far as that can be.
             options = replace(options, lease=min(options.lease, max(1.0, interval / 2)))
         election = Election(self.engine, key, times, options.lease)
-        spread = min(interval * SPREAD, LONGEST_SPREAD)
-        refresh = Refresh(self, rt, key, loader, options, election, spread)
+        small = min(interval * SPREAD, LONGEST_SPREAD)
+        refresh = Refresh(self, rt, key, loader, options, election, small, late)
         refresh._scheduler = scheduler
         self.arm(refresh)
         if now:
             refresh.fire()
         return refresh
-
-    def _times(
-        self, every: Seconds | None, key: str, cron: str | None, zone: str | tzinfo
-    ) -> tuple[Times, float]:
-        if isinstance(every, str):
-            raise ConfigurationError(f"every={every!r}: a crontab expression is given as cron={every!r}")
-        if (every is None) == (cron is None):
-            given = "both" if cron is not None else "neither"
-            raise ConfigurationError(
-                f"refresh_every needs an interval in seconds or cron=, and was given {given}: "
-                "refresh_every(10, key, loader), or refresh_every(None, key, loader, cron='*/5 * * * *')"
-            )
-        if cron is not None:
-            return Cron(cron, zone), 60.0
-        interval = seconds("every", every) or 0.0
-        return Every(interval, f"{self.engine.state.namespace}:{key}"), interval
 
     def arm(self, refresh: Refresh) -> None:
         """Gives the refresh its job in a running scheduler."""
@@ -334,6 +335,15 @@ class Schedules:
     def _abandon(self) -> None:
         for scheduler in self._cancel_all()[1]:
             _shut(scheduler)
+
+
+def _late(spread: Seconds, every: Seconds | str | None, interval: float) -> float:
+    late = seconds("spread", spread, zero=True) or 0.0
+    if not isinstance(every, str) and every is not None and late >= interval:
+        raise ConfigurationError(
+            f"spread={spread!r}: expected less than the interval of {interval:g} seconds"
+        )
+    return late
 
 
 def _shut(scheduler: Any) -> None:

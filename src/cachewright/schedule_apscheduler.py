@@ -41,16 +41,24 @@ class TimesTrigger(BaseTrigger):  # type: ignore[misc]  # APScheduler has no typ
         return "cachewright"
 
 
-class _Realigned:
-    """APScheduler waits for a wall-clock moment: without this a clock set back by an hour stops it for that hour."""
+LONGEST_NAP = 30.0
 
-    def _process_jobs(self) -> Any:
+
+class _Realigned:
+    """APScheduler waits for a wall-clock moment, by a timer that knows nothing of that clock.
+
+    Without this a clock set back by an hour stops it for that hour. And one that is set forward, or a machine that
+    was suspended (which stops the timer), has it miss the moment by as much: so it looks up now and then.
+    """
+
+    def _process_jobs(self) -> float | None:
         now = datetime.now(UTC)
         for job in self.get_jobs(ALIAS):  # type: ignore[attr-defined]
             nearest = job.trigger.get_next_fire_time(None, now)
             if job.next_run_time is not None and job.next_run_time > nearest:
                 job.modify(next_run_time=nearest)
-        return super()._process_jobs()  # type: ignore[misc]
+        wait: float | None = super()._process_jobs()  # type: ignore[misc]
+        return None if wait is None else min(wait, LONGEST_NAP)
 
 
 class _Background(_Realigned, BackgroundScheduler):  # type: ignore[misc]

@@ -18,7 +18,8 @@ from typing import Any
 from cachewright.core import slot as slots
 from cachewright.core.engine import Engine
 from cachewright.core.lease import Held, Watch
-from cachewright.core.slot import Blocked, Slot, StoredEntry, Take
+from cachewright.core.run_record import RunRecord, read_record, record_key
+from cachewright.core.slot import Blocked, StoredEntry, Take
 from cachewright.core.state import now_ms
 from cachewright.errors import TierUnavailable
 from cachewright.events import RefreshFailed
@@ -30,11 +31,6 @@ __all__ = ["Election", "Ran", "record_key", "run_once"]
 
 EARLY = 1_000  # µs: a timer that fires a rounding error early still means the run that it was set for
 KEPT = 60_000  # ms for which a record outlives the next run but one
-
-
-def record_key(key: str) -> str:
-    """Where a scheduled key's run record stands; a name that nobody gives to a key of their own."""
-    return f"\0refresh:{key}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,10 +50,14 @@ class Ran:
 
 @dataclass(frozen=True, slots=True)
 class Turn:
-    """This process is to do the run that is due. ``held`` is None where a newer version's record stands."""
+    """This process is to do the run that is due. ``held`` is None where a newer version's record stands.
+
+    ``failures``: how many runs in a row have failed before this one.
+    """
 
     due: int
     held: Held | None
+    failures: int = 0
 
 
 class Election:
@@ -74,11 +74,19 @@ class Election:
         self._key = record_key(key)
         # Also in process memory it must end: an event loop may stop in the middle of a run and never go on.
         self._life = int(lease * 1000)
-        self._seen: tuple[bytes, int] | None = None  # record and due moment of the firing before
+        self._seen: tuple[bytes, int] | None = (
+            None  # nonce of the record, and due moment, of the firing before
+        )
         self._bell: Waiter | None = None
 
+    async def rest(self, rt: Runtime, seconds: float) -> None:
+        """Pauses until the seconds are over or the election is stopped."""
+        self._bell = bell = rt.waiter()
+        if not self.stopped and seconds > 0:
+            await rt.wait(bell, seconds)
+
     def stop(self) -> None:
-        """Ends a wait for another process's run."""
+        """Ends a pause, or a wait for another process's run."""
         self.stopped = True
         bell = self._bell
         if bell is not None:
@@ -99,9 +107,9 @@ class Election:
             standing, _ = await authority.read(rt, (self._key,))
             slot = standing.get(self._key)
             while True:
-                record = self._record(rt, slot)
-                if record is not None and self._is_done(record.payload, due):
-                    self._seen = (record.payload, due)
+                record = read_record(slot, now_ms(rt))
+                if record is not None and self._is_done(record, due):
+                    self._seen = (record.nonce, due)
                     return record.born / 1000
                 verdict = slots.begin_load(
                     slot,
@@ -118,37 +126,39 @@ class Election:
                     break
                 swapped = await authority.swap_one(rt, self._key, slot, verdict.slot)
                 if swapped.done:
-                    return Turn(due, Held(self._state, authority, self._key, verdict.token, verdict.slot))
+                    held = Held(self._state, authority, self._key, verdict.token, verdict.slot)
+                    return Turn(due, held, record.failures if record is not None else 0)
                 slot = swapped.current
             # Rarely: all processes but one do this for as long as a run lasts.
             await rt.wait(bell, self._life / 4000 * (0.75 + rt.random() / 2))
         return None
 
-    async def finish(self, rt: Runtime, turn: Turn) -> None:
+    async def finish(self, rt: Runtime, turn: Turn, error: Exception | None = None) -> None:
         """Writes down that the run is done, failed or not: others are not to repeat it."""
         if turn.held is None:
             return
-        payload = turn.due.to_bytes(8, "big", signed=True) + rt.new_id()
+        failures = turn.failures + 1 if error is not None else 0
+        record = RunRecord(turn.due, rt.new_id(), failures, _why(error))
         born = now_ms(rt)
         later = self.times.after(self.times.after(turn.due))
         ends = born + max(0, later - turn.due) // 1000 + KEPT
-        if await turn.held.commit(rt, StoredEntry(payload, born, ends, ends, ends)):
-            self._seen = (payload, turn.due)
+        if await turn.held.commit(rt, StoredEntry(record.payload(), born, ends, ends, ends)):
+            self._seen = (record.nonce, turn.due)
 
-    @staticmethod
-    def _record(rt: Runtime, slot: Slot | None) -> StoredEntry | None:
-        entry = slot.entry if slot is not None else None
-        if entry is None or now_ms(rt) >= entry.ends:
-            return None
-        return entry if isinstance(entry.payload, bytes) and len(entry.payload) == 16 else None
-
-    def _is_done(self, payload: bytes, due: int) -> bool:
-        last = int.from_bytes(payload[:8], "big", signed=True)
-        if last <= due:
-            return last == due
+    def _is_done(self, record: RunRecord, due: int) -> bool:
+        if record.due <= due:
+            return record.due == due
         # From the future: somebody's clock is wrong, perhaps ours. If nobody has done a run since our firing before
         # this one, nobody else will.
-        return self._seen is None or self._seen[0] != payload or self._seen[1] == due
+        return self._seen is None or self._seen[0] != record.nonce or self._seen[1] == due
+
+
+def _why(error: Exception | None) -> str:
+    if error is None:
+        return ""
+    from cachewright.behind.operating import safe_text  # a driver's error may hold a URL, and its password
+
+    return safe_text(f"{type(error).__name__}: {error}")
 
 
 async def run_once(
@@ -184,5 +194,5 @@ async def run_once(
         if turn.held is not None:
             await turn.held.abandon(rt)  # this process is stopping: one that stands by does the run
         raise
-    await election.finish(rt, turn)
+    await election.finish(rt, turn, failed)
     return Ran(True, rt.now(), failed)

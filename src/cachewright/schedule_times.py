@@ -11,8 +11,9 @@ from datetime import UTC, datetime, timedelta, tzinfo
 from typing import Any, Protocol
 
 from cachewright.errors import ConfigurationError, MissingExtraError
+from cachewright.options import Seconds, seconds
 
-__all__ = ["Cron", "Every", "Times", "to_datetime", "to_micros"]
+__all__ = ["Cron", "Every", "Times", "make_times", "share_of", "to_datetime", "to_micros"]
 
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 MICRO = timedelta(microseconds=1)
@@ -55,6 +56,33 @@ class Every:
 
     def after(self, at: int) -> int:
         return self.latest(at) + self.micros
+
+
+def share_of(name: str, due: int) -> float:
+    """A number in [0, 1) that belongs to one run of one key: the same in all processes, another one at the next run."""
+    return int.from_bytes(hashlib.sha256(f"{name}:{due}".encode()).digest()[:8]) / 2**64
+
+
+def make_times(
+    every: Seconds | str | None, cron: str | None, zone: str | tzinfo, name: str
+) -> tuple[Times, float]:
+    """When runs are due, and the shortest time between two of them, in seconds.
+
+    Raises:
+        ConfigurationError: neither an interval nor a crontab expression, or both, or one that cannot work.
+    """
+    if isinstance(every, str) and cron is None:
+        every, cron = None, every
+    if (every is None) == (cron is None):
+        given = "both" if cron is not None else "neither"
+        raise ConfigurationError(
+            f"refresh_every needs an interval in seconds or a crontab expression, and was given {given}: "
+            "refresh_every(10, key, loader), or refresh_every('*/5 * * * *', key, loader)"
+        )
+    if cron is not None:
+        return Cron(cron, zone), 60.0
+    interval = seconds("every", every) or 0.0
+    return Every(interval, name), interval
 
 
 class Cron:

@@ -226,13 +226,14 @@ class Strategies:
 
     def refresh_every(
         self,
-        every: Seconds | None,
+        every: Seconds | str | None,
         key: str,
         loader: Callable[[], Any],
         *,
         cron: str | None = None,
         timezone: str | tzinfo = "UTC",
         now: bool = True,
+        spread: Seconds = 0,
         scheduler: Any = None,
         **options: Unpack[Freshness],
     ) -> Refresh:
@@ -241,12 +242,15 @@ class Strategies:
         A failed run keeps the last good value. For that a scheduled entry never expires, unless ``ttl`` is given here.
 
         Args:
-            every: seconds from run to run, at moments that are the same in all processes; None with ``cron``.
+            every: seconds from run to run, at moments that are the same in all processes; or a crontab expression of
+                five fields.
             key: the key.
             loader: takes nothing; a plain function. For an ``async def`` await `arefresh_every`.
-            cron: a crontab expression of five fields instead of an interval.
+            cron: the crontab expression by name, with None for ``every``.
             timezone: what ``cron`` is read in.
             now: start the run that was due last at once, in the background, unless some process has done it.
+            spread: each run begins up to so many seconds after it is due, so that many keys of one crontab do not all
+                load at once.
             scheduler: an APScheduler 3 of your own, which you start and stop. Left out: one for the cache.
             **options: freshness options of the loads.
 
@@ -263,31 +267,42 @@ class Strategies:
             cron=cron,
             timezone=timezone,
             now=now,
+            spread=spread,
             scheduler=scheduler,
         )
 
     async def arefresh_every(
         self,
-        every: Seconds | None,
+        every: Seconds | str | None,
         key: str,
         loader: Callable[[], Any],
         *,
         cron: str | None = None,
         timezone: str | tzinfo = "UTC",
         now: bool = True,
+        spread: Seconds = 0,
         scheduler: Any = None,
         **options: Unpack[Freshness],
     ) -> Refresh:
         """`refresh_every` on the running event loop: ends with it; a plain loader runs in a worker thread."""
         return self._schedule(
-            self._aio, options, every, key, loader, cron=cron, timezone=timezone, now=now, scheduler=scheduler
+            self._aio,
+            options,
+            every,
+            key,
+            loader,
+            cron=cron,
+            timezone=timezone,
+            now=now,
+            spread=spread,
+            scheduler=scheduler,
         )
 
     def _schedule(
         self,
         rt: Runtime,
         given: Freshness,
-        every: Seconds | None,
+        every: Seconds | str | None,
         key: str,
         loader: Callable[[], Any],
         **how: Any,

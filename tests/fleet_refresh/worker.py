@@ -34,9 +34,9 @@ def journal(*words: object) -> None:
 finish = Election.finish
 
 
-async def told(self: Election, rt: Any, turn: Any) -> None:
+async def told(self: Election, rt: Any, turn: Any, error: Exception | None = None) -> None:
     journal("run", os.getpid(), turn.due)
-    await finish(self, rt, turn)
+    await finish(self, rt, turn, error)
 
 
 Election.finish = told  # type: ignore[method-assign]

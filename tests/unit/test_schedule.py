@@ -24,9 +24,11 @@ from sqlalchemy import NullPool, create_engine
 from cachewright import Cache
 from cachewright.errors import ConfigurationError, InvalidKeyError, MissingExtraError
 from cachewright.events import BackgroundFailed, Event, RefreshFailed
-from cachewright.schedule import Refresh
-from cachewright.schedule_apscheduler import ALIAS, TimesTrigger, make_scheduler, shut
-from cachewright.schedule_times import Every
+from cachewright.runtime.threads import ThreadRuntime
+from cachewright.schedule import LONGEST_SPREAD, Refresh
+from cachewright.schedule_apscheduler import ALIAS, LONGEST_NAP, TimesTrigger, add_job, make_scheduler, shut
+from cachewright.schedule_times import Every, share_of
+from cachewright.testing.servers import RedisServer
 
 
 @pytest.fixture
@@ -50,6 +52,18 @@ async def auntil(true: Callable[[], Any], seconds: float = 20.0) -> None:
 
 def schedulers() -> list[threading.Thread]:
     return [thread for thread in threading.enumerate() if thread.name == "APScheduler"]
+
+
+class Still:
+    """A clock that stands."""
+
+    def __init__(self, at: float) -> None:
+        self.at = at
+
+    def now(self) -> float:
+        return self.at
+
+    monotonic = now
 
 
 class Numbers:
@@ -151,6 +165,81 @@ def test_a_failure_is_told_and_the_value_stays(cache: Cache):
     assert refresh.failures < refresh.runs
 
 
+def test_a_crontab_may_stand_in_the_intervals_place(cache: Cache):
+    named = cache.refresh_every(None, "a", int, cron="0 6 * * *", timezone="Europe/Oslo", now=False)
+    short = cache.refresh_every("0 6 * * *", "b", int, timezone="Europe/Oslo", now=False)
+    assert named.next_run == short.next_run is not None
+
+
+def test_inspect_tells_of_failing_runs_also_where_nothing_is_scheduled(
+    redis_server: RedisServer, namespace: str
+):
+    fail = threading.Event()
+    fail.set()
+
+    def load() -> str:
+        if fail.is_set():
+            raise OSError("origin down at https://user:secret@origin/")
+        return "good"
+
+    with (
+        Cache(redis_server.url, namespace=namespace) as runs,
+        Cache(redis_server.url, namespace=namespace) as other,
+    ):
+        assert other.inspect("rates").refresh is None
+        refresh = runs.refresh_every(0.1, "rates", load)
+        until(lambda: refresh.failures >= 3)
+        view = other.inspect("rates").refresh
+        assert view is not None
+        assert view.failures >= 2
+        assert view.age is not None
+        assert view.error is not None
+        assert view.error.startswith("OSError: origin down")
+        assert "secret" not in view.error
+        fail.clear()
+
+        def well() -> bool:
+            view = other.inspect("rates").refresh
+            return (
+                view is not None and (view.failures, view.error) == (0, None) and other.get("rates") == "good"
+            )
+
+        until(well)
+
+
+def test_inspect_tells_of_a_run_under_way(cache: Cache):
+    go = threading.Event()
+    refresh = cache.refresh_every(3600, "rates", lambda: go.wait(20))
+    until(lambda: (view := cache.inspect("rates").refresh) is not None and view.running)
+    go.set()
+    until(lambda: not refresh.running)
+    view = cache.inspect("rates").refresh
+    assert view is not None
+    assert not view.running
+
+
+def test_a_spread_run_begins_after_it_is_due_at_a_moment_that_all_processes_know(cache: Cache):
+    refresh = cache.refresh_every(3600, "rates", Numbers(), now=False, spread=3000)
+    due = refresh._election.times.latest(int(time.time() * 1e6))
+    share = share_of(f"{cache.namespace}:rates", due)
+    assert 0 <= share < 1
+    assert share == share_of(f"{cache.namespace}:rates", due) != share_of(f"{cache.namespace}:rates", due + 1)
+    rt = ThreadRuntime(Still(due / 1e6 + 0.001))
+    assert share * 3000 - 0.1 <= refresh._pause(rt) <= share * 3000 + LONGEST_SPREAD
+    late = ThreadRuntime(Still(due / 1e6 + 3100))
+    assert refresh._pause(late) <= LONGEST_SPREAD, "it was due long ago"
+
+
+def test_cancel_ends_the_pause_before_a_spread_run(cache: Cache):
+    numbers = Numbers()
+    refresh = cache.refresh_every("* * * * *", "rates", numbers, now=False, spread=10**6)
+    refresh.fire()
+    assert refresh.running
+    refresh.cancel()
+    until(lambda: not refresh.running)
+    assert numbers.loads == 0
+
+
 # The handle
 
 
@@ -209,7 +298,10 @@ def test_cancel_ends_it(cache: Cache):
     [
         ((None, "a", int), {}, "neither"),
         ((5, "a", int), {"cron": "* * * * *"}, "both"),
-        (("* * * * *", "a", int), {}, r"given as cron='\* \* \* \* \*'"),
+        (("* * * * *", "a", int), {"cron": "* * * * *"}, "both"),
+        (("every day", "a", int), {}, "five fields"),
+        ((5, "a", int), {"spread": 5}, "less than the interval"),
+        ((5, "a", int), {"spread": -1}, "spread=-1"),
         ((0, "a", int), {}, "every=0"),
         ((0.001, "a", int), {}, "at least 0.05"),
         ((None, "a", int), {"cron": "every day"}, "five fields"),
@@ -429,8 +521,6 @@ def test_a_clock_that_was_set_back_does_not_stop_the_scheduler(caplog: pytest.Lo
     caplog.set_level(logging.WARNING)
     scheduler, fired = make_scheduler(asyncio=False), threading.Event()
     try:
-        from cachewright.schedule_apscheduler import add_job
-
         job = add_job(scheduler, fired.set, Every(0.1, "rates"), "test")
         assert isinstance(job.trigger, TimesTrigger)
         # What is left where the clock went back by an hour: the next run is an hour away.
@@ -439,4 +529,59 @@ def test_a_clock_that_was_set_back_does_not_stop_the_scheduler(caplog: pytest.Lo
         assert fired.wait(20)
     finally:
         shut(scheduler)
+    assert not caplog.records
+
+
+def test_a_scheduler_looks_up_now_and_then(cache: Cache):
+    """A timer does not run while a machine is suspended, and knows nothing of a wall clock that was set forward."""
+    scheduler = make_scheduler(asyncio=False)
+    try:
+        assert scheduler._process_jobs() is None, "with nothing to do it waits for somebody to add a job"
+        add_job(scheduler, int, Every(86_400, "rates"), "test")
+        assert 0 < scheduler._process_jobs() <= LONGEST_NAP
+    finally:
+        shut(scheduler)
+
+
+def test_a_clock_set_forward_by_an_hour_is_one_run(cache: Cache, caplog: pytest.LogCaptureFixture):
+    caplog.set_level(logging.WARNING)
+    scheduler, fired = make_scheduler(asyncio=False), []
+    try:
+        job = add_job(scheduler, lambda: fired.append(time.time()), Every(600, "rates"), "test")
+        scheduler.pause()
+        # What is left where the clock went forward by an hour: the next run was due an hour ago, five more since.
+        scheduler.modify_job(job.id, ALIAS, next_run_time=datetime.now(UTC) - timedelta(hours=1))
+        scheduler.resume()
+        until(lambda: job.next_run_time > datetime.now(UTC))
+        assert len(fired) == 1
+    finally:
+        shut(scheduler)
+    assert not caplog.records
+
+
+@pytest.mark.parametrize("own", [False, True])
+def test_a_misfire_of_a_loop_that_was_held_up_is_one_run(
+    namespace: str, own: bool, caplog: pytest.LogCaptureFixture
+):
+    """APScheduler by itself skips a run that it comes to a second late, and says so: here it is done, once."""
+    caplog.set_level(logging.WARNING)
+
+    async def main() -> None:
+        scheduler = AsyncIOScheduler(timezone=UTC) if own else None
+        if scheduler is not None:
+            scheduler.start()
+        async with Cache(namespace=namespace) as cache:
+            refresh = await cache.arefresh_every(0.2, "rates", Numbers(), scheduler=scheduler)
+            await auntil(lambda: refresh.runs >= 2 and not refresh.running)
+            before = refresh.runs + refresh.skipped
+            time.sleep(1.3)  # six runs are missed
+            held_until = datetime.now(UTC)
+            await auntil(lambda: refresh.runs + refresh.skipped > before)
+            await auntil(lambda: refresh.next_run is not None and refresh.next_run > held_until)
+            since = (datetime.now(UTC) - held_until) / timedelta(seconds=0.2)
+            assert refresh.runs + refresh.skipped <= before + since + 2, "those that were missed are one"
+        if scheduler is not None:
+            scheduler.shutdown()
+
+    asyncio.run(main())
     assert not caplog.records

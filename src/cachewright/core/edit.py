@@ -11,6 +11,7 @@ import msgspec
 from cachewright.codecs.base import make_context
 from cachewright.core.lease import MAX_REFUSED
 from cachewright.core.read import fresh_entries
+from cachewright.core.run_record import RefreshView, record_key, view_of
 from cachewright.core.slot import NEVER, Slot, StoredEntry
 from cachewright.core.state import State, now_ms
 from cachewright.core.write import drop_lowers
@@ -117,7 +118,8 @@ async def incr(state: State, rt: Runtime, key: str, delta: float) -> float:
         codec, flags = entry.codec, entry.codec_flags
         if not state.chain.in_memory:
             codec, flags, payload = state.pipeline.encode(result[0], make_context(state.namespace, key), None)
-        moved = msgspec.structs.replace(entry, payload=payload, codec=codec, codec_flags=flags)
+        # Without its note: that spoke of the value that the origin gave.
+        moved = msgspec.structs.replace(entry, payload=payload, codec=codec, codec_flags=flags, note=b"")
         return Slot(rt.new_id(), entry=moved)
 
     if not await _change(state, rt, key, change):
@@ -156,10 +158,17 @@ class TierView(msgspec.Struct, frozen=True):
 
 
 class Inspection(msgspec.Struct, frozen=True):
-    """What every tier holds for a key, nearest first; nothing was touched by looking."""
+    """What every tier holds for a key, nearest first; nothing was touched by looking.
+
+    Attributes:
+        key: the key.
+        tiers: nearest first.
+        refresh: how its scheduled refresh fares; None where nobody schedules the key.
+    """
 
     key: str
     tiers: tuple[TierView, ...] = ()
+    refresh: RefreshView | None = None
 
     @property
     def state(self) -> str:
@@ -172,19 +181,23 @@ class Inspection(msgspec.Struct, frozen=True):
 async def inspect(state: State, rt: Runtime, key: str) -> Inspection:
     """Looks at a key in every tier."""
     views = []
+    refresh: RefreshView | None = None
+    record = record_key(key)
     if state.chain.local is not None:
         standing, _ = await state.chain.local.read(rt, (key,))
         views.append(_view(state, rt, state.chain.local.name, standing.get(key), True))
     for level in state.chain.levels:
         try:
-            standing, _ = await level.read(rt, (key,))
+            authority = level is state.chain.authority
+            standing, _ = await level.read(rt, (key, record) if authority else (key,))
             slot = standing.get(key)
+            refresh = view_of(standing.get(record), now_ms(rt)) if authority else refresh
             valid = slot is None or slot.entry is None or await state.is_valid(rt, slot.entry, {})
         except TierUnavailable:
             views.append(TierView(level.tier.name, "unavailable"))
             continue
         views.append(_view(state, rt, level.tier.name, slot, valid))
-    return Inspection(key, tuple(views))
+    return Inspection(key, tuple(views), refresh)
 
 
 def _view(state: State, rt: Runtime, tier: str, slot: Slot | None, valid: bool) -> TierView:

@@ -38,8 +38,8 @@ class _Recorded(Election):
             self._history.note(self._process.name, f"{verb} the run of {due % 10**9 / 1e6:.3f}")
         return turn
 
-    async def finish(self, rt: Runtime, turn: Turn) -> None:
-        await super().finish(rt, turn)
+    async def finish(self, rt: Runtime, turn: Turn, error: Exception | None = None) -> None:
+        await super().finish(rt, turn, error)
         for firing in self._history.firings:
             if firing.mine and firing.process == self._process.name and firing.due == turn.due:
                 firing.finished = self._process.world.time
