@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -146,9 +147,21 @@ def test_a_partition_on_its_way_to_another_node_is_refused_as_a_whole(
             source.ask("MIGRATE", "127.0.0.1", target.port, name, 0, 5000)
         with pytest.raises(BufferUnavailable, match="TRYAGAIN"):
             face.put("a", "c", value=b"2")
-    for node in (target, source):
-        node.ask("CLUSTER", "SETSLOT", slot, "NODE", there)
     patient = opened(f"{cluster.url}?timeout=20&partitions=1")
+
+    def refusals() -> str:
+        return target.info("errorstats").get("errorstat_TRYAGAIN", "")
+
+    def arrive() -> None:
+        before = refusals()
+        wait_until(lambda: refusals() != before, 20)
+        for node in (target, source):
+            node.ask("CLUSTER", "SETSLOT", slot, "NODE", there)
+
+    mover = threading.Thread(target=arrive)
+    mover.start()
+    assert set(patient.read(["a", "b", "c"])) == {"a", "b"}, "asked for again until it had arrived"
+    mover.join(30)
     assert [record.payload for record in patient.read(["a", "b", "c"]).values()] == [b"1", b"1"]
     patient.put("c", value=b"3")
     assert {record.key for record in patient.take()} == {"a", "b", "c"}

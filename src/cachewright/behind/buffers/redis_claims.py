@@ -177,12 +177,11 @@ class _Claim:
                 limit, self._token.hex(), micros(self._life), claims._me(), int(self._hurry), which,
                 int(keys is not None), len(dead), len(mine), *dead, *mine, *(keys or ()),
             ]  # fmt: skip
-        outcomes = await self._at.run(self._rt, CLAIM, arguments)
+        outcomes = await self._at.run(self._rt, CLAIM, arguments, change=which != "look")
         self.heard_of_dead = False
         for number, outcome in outcomes.items():
             if isinstance(outcome, BufferUnconfirmed):
-                if which != "look":
-                    claims.lost(number, self._token)
+                claims.lost(number, self._token)
             elif not isinstance(outcome, BufferError):
                 self.heard_of_dead |= claims._learn(number, outcome[2])
                 with claims._lock:
