@@ -2,7 +2,7 @@
 
 Each event is one line of the journal, a file that all processes append to: ``load <pid> <value>`` when the loader
 begins, ``done <pid> <value>`` when it ends, ``run <pid> <due>`` when a run is over, named by the moment at which it
-was due. While the file ``hold`` exists the loader does not end. The process ends when its standard input does.
+was due, and before it ``stored <pid> <due>=<value>``, the value that stands in the shared tier then. While the file ``hold`` exists the loader does not end. The process ends when its standard input does.
 """
 
 from __future__ import annotations
@@ -35,6 +35,12 @@ finish = Election.finish
 
 
 async def told(self: Election, rt: Any, turn: Any, error: Exception | None = None) -> None:
+    state = self._state
+    standing, _ = await state.chain.authority.read(rt, ("rates",))
+    slot = standing.get("rates")
+    entry = slot.entry if slot is not None else None
+    value = state.value_of("rates", entry, None, "redis") if entry is not None else None
+    journal("stored", os.getpid(), f"{turn.due}={value}")
     journal("run", os.getpid(), turn.due)
     await finish(self, rt, turn, error)
 
