@@ -7,6 +7,7 @@ from random import Random
 from typing import Any
 
 from cachewright.testing.sim import checks, checks_behind
+from cachewright.testing.sim.cues import Cue
 from cachewright.testing.sim.network import CALM, Faults
 from cachewright.testing.sim.ops import Cancelled, CloseCache, Delete, Put, RepositoryRead
 from cachewright.testing.sim.ops_behind import Close, Discard, Evict, Flush, PutAll, Replay
@@ -47,6 +48,22 @@ def _choices(random: Random, keys: tuple[str, ...]) -> list[Op]:
     if len(keys) > 1:
         choices += [PutAll(keys)] * 3
     return choices
+
+
+# A reader between the removal of a dead letter and the drop of its slot, or the other way about: chance seldom has it so.
+DISCARDED = Plan(
+    chain=("redis",),
+    processes=2,
+    writes="behind",
+    clients=(
+        Client(0, ((0.1, Put()), (0.4, Discard()))),
+        Client(1, ((1.0, RepositoryRead()), (2.0, RepositoryRead()))),
+    ),
+    cues=(Cue(0, "save k", "refused"), Cue(0, "discard r:k", "stall", 1.0)),
+    behind={"max_attempts": 1},
+    options={"ttl": 1000},
+    quiet=60.0,
+)
 
 
 class _Behind(Scenario):
@@ -144,6 +161,9 @@ class DeadLetters(_Behind):
         checks_behind.last_save_is_newest,
         checks_behind.reads_agree_in_the_end,
     )
+
+    def plan(self, random: Random) -> Plan:
+        return DISCARDED if random.random() < 0.02 else super().plan(random)
 
     def _behind(self, random: Random) -> dict[str, Any]:
         return {**super()._behind(random), "max_dirty": 100, "max_attempts": random.choice((1, 2, 3))}
