@@ -26,7 +26,7 @@ from cachewright.runtime.threads import THREADS
 __all__ = ["Flusher", "FlusherStats", "Where", "find_flusher", "known_flushers"]
 
 Where = Literal["background", "none", "worker", "celery"]
-_LONGEST_PAUSE = 10.0  # between rounds while the buffer itself fails
+_LONGEST_PAUSE = 2.0  # between rounds while the buffer, or a shard of it, fails: the others have records of other processes
 
 
 @dataclass(frozen=True, slots=True)
