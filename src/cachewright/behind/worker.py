@@ -17,7 +17,7 @@ from cachewright.runtime.workers import BACKGROUND
 
 __all__ = ["Left", "Worker"]
 
-_LONGEST_PAUSE = 10.0  # between rounds while the buffer itself fails
+_LONGEST_PAUSE = 2.0  # between rounds while the buffer itself fails
 _LOOK_EVERY = 0.25  # counting a large buffer costs more than saving a batch of it
 _LISTED = 1000
 
