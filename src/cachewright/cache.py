@@ -333,14 +333,19 @@ class Cache(CacheAside):
         return self
 
     def close(self, timeout: float = 5.0) -> None:
-        """Stops schedules, flushers and background work, and closes every connection. A later use opens anew."""
+        """Stops schedules, flushers and background work, and closes every connection. A later use opens anew.
+
+        Args:
+            timeout: seconds that each of these is given. A load that a thread runs behind its callers cannot be
+                interrupted: past its time it is left alone (a `BackgroundFailed` event), and stores nothing.
+        """
         drive(self._close_parts(self._threads, timeout))
-        self.engine.close()
+        drive(self.engine.close(self._threads, timeout))
 
     async def aclose(self, timeout: float = 5.0) -> None:
         """`close`, awaited."""
         await self._close_parts(self._aio, timeout)
-        await self.engine.aclose(self._aio)
+        await self.engine.aclose(self._aio, timeout)
 
     def __enter__(self) -> Self:
         return self

@@ -54,24 +54,53 @@ MISSING: Final = Missing.MISSING
 class Entry(Generic[T]):
     """What a loader may return instead of the bare value, to say how long it is good and what it belongs to.
 
+    What is left out is as the load's own options say.
+
     Args:
         value: the value.
-        ttl: seconds of freshness; left out, the load's own ``ttl`` holds. ``None`` never expires.
+        ttl: seconds of freshness; ``None`` never expires, 0 is stale at once (an HTTP ``max-age=0``, say).
         tags: further tags. They are known only now, so they cannot have been captured before the load: where one of
             them changed while the loader ran, the value goes to the caller and is not stored.
+        stale_while_revalidate: seconds after ``ttl`` in which it is served at once and refreshed behind.
+        stale_if_error: seconds after ``ttl`` in which it is served where the loader fails.
+        note: a small plain value that is kept beside this one and shown to the next load of the key as
+            ``current_load().note``: an ETag, a Last-Modified, a version.
+        store: False: for the callers of this load only.
+
+    Raises:
+        ConfigurationError: a time or a tag that breaks its rule.
     """
 
-    __slots__ = ("tags", "ttl", "value")
+    __slots__ = ("note", "stale_if_error", "stale_while_revalidate", "store", "tags", "ttl", "value")
 
     def __init__(
-        self, value: T, *, ttl: Seconds | Missing | None = MISSING, tags: Iterable[str] = ()
+        self,
+        value: T,
+        *,
+        ttl: Seconds | Missing | None = MISSING,
+        tags: str | Iterable[str] = (),
+        stale_while_revalidate: Seconds | Missing = MISSING,
+        stale_if_error: Seconds | Missing = MISSING,
+        note: Any = MISSING,
+        store: bool | Missing = MISSING,
     ) -> None:
         self.value = value
-        self.ttl = ttl if ttl is MISSING else seconds("ttl", ttl, none=True)
+        self.ttl = ttl if ttl is MISSING else seconds("ttl", ttl, none=True, zero=True)
         self.tags = _tags(tags)
+        self.stale_while_revalidate = _given("stale_while_revalidate", stale_while_revalidate)
+        self.stale_if_error = _given("stale_if_error", stale_if_error)
+        self.note = note
+        self.store = store
 
     def __repr__(self) -> str:
-        return f"Entry({self.value!r}, ttl={self.ttl!r}, tags={self.tags!r})"
+        said = [f"{name}={value!r}" for name, value in self.said().items()]
+        return f"Entry({', '.join([repr(self.value), *said])})"
+
+    def said(self) -> dict[str, Any]:
+        """What was given, by name."""
+        names = ("ttl", "stale_while_revalidate", "stale_if_error", "note", "store")
+        said = {name: value for name in names if (value := getattr(self, name)) is not MISSING}
+        return said | ({"tags": self.tags} if self.tags else {})
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,6 +211,10 @@ def seconds(name: str, value: object, *, none: bool = False, zero: bool = False)
         hint = "; None means 'never expires'" if name == "ttl" else ""
         raise ConfigurationError(f"{name}={value!r}: must be finite and {least}{hint}")
     return float(value)
+
+
+def _given(name: str, value: Any) -> Any:
+    return value if value is MISSING else seconds(name, value, zero=True)
 
 
 def merge(base: Options, given: Mapping[str, Any]) -> Options:

@@ -22,6 +22,9 @@ PAGE = Path(__file__).parents[2] / "docs" / "reference" / "wire-format.md"
 T = 1_700_000_000_000
 ENTRY = StoredEntry(b"\x01payload", T, T + 60_000, T + 90_000, T + 120_000, 2500, 1, 0x11)
 TAGGED = StoredEntry(b"", T, NEVER, NEVER, NEVER, 0, 2, 0, (("users", b"GENERATN"), ("é", b"\0" * 8)))
+NOTED = StoredEntry(
+    b"\x01payload", T, T + 60_000, T, T, 0, 1, 0, (("users", b"GENERATN"),), b"\x01\x00\xa4etag"
+)
 LEASE = Lease(b"leasetok", T + 5000, 5000)
 INTENTS = (Intent(b"intent-1", T + 30_000), Intent(b"intent-2", T + 31_000))
 SAMPLES = {
@@ -32,6 +35,7 @@ SAMPLES = {
     "intent": Slot(b"nonce--5", intents=INTENTS[:1]),
     "contended": Slot(b"nonce--6", intents=INTENTS, contended=True),
     "tagged-forever": Slot(b"nonce--7", TAGGED),
+    "noted": Slot(b"nonce--8", NOTED),
 }
 
 
@@ -60,7 +64,7 @@ def test_the_documented_offsets() -> None:
         "codec flags": 0x11,
         "intents": 0,
         "tags": 0,
-        "reserved": 0,
+        "note length": 0,
         "nonce": b"nonce--3",
         "lease token": b"leasetok",
         "lease deadline": T + 5000,

@@ -126,10 +126,11 @@ def test_a_load_that_outlives_its_cache_does_not_open_the_tiers_anew(tmp_path: P
 
     with pytest.raises(LoadTimeout):
         cache.get_or_set("k", load)
-    (job,) = cache.engine.state._jobs
+    (job,) = cache.engine.state.jobs()
     tier = cache.engine.state.chain.authority.tier
     assert isinstance(tier, SqliteTier)
-    cache.close()
+    cache.close(timeout=0.02)
+    assert cache.stats()["events"]["BackgroundFailed"] == 1, "what was left alone is told"
     go.set()
     assert wait_until(job.done, 20)
     assert tier._file._idle == []

@@ -10,12 +10,12 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from cachewright.core.flight import ABSENT, Flight, LoadContext, Outcome, Phase
+from cachewright.core.flight import ABSENT, Flight, LoadContext, Outcome, Phase, laid_over
 from cachewright.core.leading import Plan
 from cachewright.core.lease import Held, abandon_all, commit_all
 from cachewright.core.levels import Below, look_below, place_leases
 from cachewright.core.load import get_or_load
-from cachewright.core.loader import run_loader
+from cachewright.core.loader import Loaded, run_loader
 from cachewright.core.read import fresh_entries
 from cachewright.core.slot import StoredEntry
 from cachewright.core.state import State, now_ms
@@ -193,7 +193,7 @@ class _Batch:
             return
         self._close(keys)
         found = _mapping(loaded.value)
-        entries = self._entries(found, list(held), marks, loaded.seconds)
+        entries = self._entries(found, list(held), marks, loaded)
         pairs = [(held[key], entry) for key, entry in entries.items()]
         taken = await commit_all(rt, pairs)
         self.since = {lease.key: lease.known_since(entry) for lease, entry in pairs}
@@ -243,24 +243,27 @@ class _Batch:
         return True
 
     def _entries(
-        self, found: Mapping[str, Any], keys: list[str], marks: dict[str, bytes], seconds: float
+        self, found: Mapping[str, Any], keys: list[str], marks: dict[str, bytes], loaded: Loaded
     ) -> dict[str, StoredEntry]:
         entries = {}
         for key in keys:
-            value, ttl = _bare(found.get(key, ABSENT))
+            value = _bare(found.get(key, ABSENT))
             if value is ABSENT or isinstance(value, Exception):
                 continue
-            if isinstance(found[key], Entry) and found[key].tags:
+            said = loaded.said
+            if isinstance(found[key], Entry):
+                said = laid_over(dict(said), found[key])
+            if said.get("tags"):
                 raise ConfigurationError("Entry(…, tags=…) in a batch: give the tags to get_or_set_many")
-            if self.options.store_if is None or self.options.store_if(value):
+            if said.get("store", True) and (self.options.store_if is None or self.options.store_if(value)):
                 entries[key] = self.state.make_entry(
-                    self.rt, key, value, self.options, marks, ttl=ttl, cost=seconds
+                    self.rt, key, value, self.options, marks, said=said, cost=loaded.seconds
                 )
         return entries
 
     def _answer(self, key: str, found: Mapping[str, Any], entry: StoredEntry | None, confirmed: bool) -> None:
         state = self.state
-        value, _ = _bare(found.get(key, ABSENT))
+        value = _bare(found.get(key, ABSENT))
         self.done.add(key)
         flight = self.flights.get(key)
         if flight is not None:
@@ -335,5 +338,5 @@ def _one(result: Any, key: str) -> Any:
     return value
 
 
-def _bare(value: Any) -> tuple[Any, Any]:
-    return (value.value, value.ttl) if isinstance(value, Entry) else (value, MISSING)
+def _bare(value: Any) -> Any:
+    return value.value if isinstance(value, Entry) else value

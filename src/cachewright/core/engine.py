@@ -162,26 +162,23 @@ class Engine:
         return {
             **counters,
             "flights": len(self.state.flights),
+            "background": len(self.state.jobs()),
             "tiers": views,
             "events": dict(self.state.hub.counts),
         }
 
-    def close(self) -> None:
-        """Stops background work and closes every tier, from any thread, also after its event loops are gone."""
-        self.state.stop_jobs()
+    async def close(self, rt: Runtime, timeout: float) -> None:
+        """Ends background work within the deadline and closes every tier, also after its event loops are gone."""
+        await self.state.end_jobs(rt, timeout)
         self.state.closed()
         for level in self.state.chain.levels:
             level.close()
         for tier in self._tiers():
             tier.close()
 
-    async def aclose(self, rt: Runtime) -> None:
+    async def aclose(self, rt: Runtime, timeout: float) -> None:
         """`close`, letting this loop's work and connections end properly."""
-        for job in self.state.stop_jobs():
-            for _ in range(100):
-                if job.done():
-                    break
-                await rt.sleep(0.005)
+        await self.state.end_jobs(rt, timeout)
         self.state.closed()  # only now: who was stopped has given its leases back
         for level in self.state.chain.levels:
             level.close()

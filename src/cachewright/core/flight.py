@@ -22,11 +22,13 @@ import threading
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from cachewright.errors import RecursiveLoadError, WouldDeadlockError
-from cachewright.options import Options
+from cachewright.errors import ConfigurationError, RecursiveLoadError, WouldDeadlockError
+from cachewright.options import MISSING, Entry, Options
 from cachewright.runtime.base import Runtime, Waiter
 
-__all__ = ["ABSENT", "Flight", "Flights", "Joined", "LoadContext", "Outcome", "Phase", "current_load"]
+__all__ = [
+    "ABSENT", "Flight", "Flights", "Joined", "LoadContext", "NotModified", "Outcome", "Phase", "current_load",
+]  # fmt: skip
 
 
 class _Absent:
@@ -55,16 +57,26 @@ class Outcome(enum.Enum):
     HANDED_ON = "handed on"
 
 
+class NotModified(Entry[Any]):
+    """What `LoadContext.not_modified` gives its loader to return."""
+
+    __slots__ = ("load",)
+
+    load: LoadContext
+
+
 class LoadContext:
-    """What a running loader can learn about its own load, through `current_load`.
+    """What a running loader can learn and say about its own load, through `current_load`.
 
     Attributes:
         key: the key being loaded.
         options: the options of this load.
-        stale: the stale value that is being replaced, or `MISSING`.
+        stale: the value that is being replaced and could still be used, or `MISSING`; where a refresh runs ahead of
+            time, the fresh one.
+        note: what was kept beside ``stale`` (see `Entry`), or None.
     """
 
-    __slots__ = ("active", "also", "flights", "key", "options", "outer", "owner", "stale")
+    __slots__ = ("active", "also", "flights", "key", "note", "options", "outer", "owner", "said", "stale")
 
     def __init__(
         self,
@@ -74,14 +86,60 @@ class LoadContext:
         stale: Any,
         flights: Iterable[Flight],
         also: frozenset[str] = frozenset(),
+        note: Any = None,
     ) -> None:
-        self.owner, self.key, self.options, self.stale = owner, key, options, stale
+        self.owner, self.key, self.options, self.stale, self.note = owner, key, options, stale, note
+        self.said: dict[str, Any] = {}
         self.flights = tuple(
             flights
         )  # all that this loader is to end: whoever waits for any of them waits for it
         self.also = also  # further keys of a batch
         self.outer = _LOADING.get()
         self.active = True
+
+    def set(self, **said: Any) -> None:
+        """Says something of the value that this loader is about to return, as `Entry` would.
+
+        For code deep inside of a loader: an HTTP client that has read a ``max-age``, say. Where the loader returns an
+        `Entry`, what that says wins; tags add up. A try that failed (``retries``) has said nothing.
+
+        Args:
+            **said: ``ttl``, ``tags``, ``stale_while_revalidate``, ``stale_if_error``, ``note``, ``store``; see `Entry`.
+
+        Raises:
+            ConfigurationError: the load is over, or a value that breaks its rule.
+        """
+        if not self.active:
+            raise ConfigurationError(f"the load of {self.key!r} is over: nothing can be said of it any more")
+        self.said = laid_over(self.said, Entry(None, **said))
+
+    def not_modified(self, **said: Any) -> Any:
+        """To be returned by a loader that has found that ``stale`` still is the value: it gets a new life.
+
+        Its callers get ``stale``. The tiers keep the payload that they have, where they can, and the note, unless
+        another one is given.
+
+        Args:
+            **said: as for `set`.
+
+        Raises:
+            ConfigurationError: there is no ``stale`` value.
+        """
+        if self.stale is MISSING:
+            raise ConfigurationError(
+                f"not_modified() in the load of {self.key!r}: there is no value to renew; ask the origin "
+                "conditionally only where current_load().stale is not MISSING"
+            )
+        renewed = NotModified(self.stale, **said)
+        renewed.load = self
+        return renewed
+
+
+def laid_over(said: dict[str, Any], entry: Entry[Any]) -> dict[str, Any]:
+    """What was said of a value, with what ``entry`` says laid over it; tags add up."""
+    given = entry.said()
+    tags = (*said.get("tags", ()), *given.get("tags", ()))
+    return said | given | ({"tags": tuple(dict.fromkeys(tags))} if tags else {})
 
 
 _LOADING: contextvars.ContextVar[LoadContext | None] = contextvars.ContextVar(

@@ -26,7 +26,7 @@ FORMAT_VERSION = 1
 NEVER = 2**63 - 1  # a time that does not come: the entry has no ttl
 FLAG_ENTRY, FLAG_LEASE, FLAG_CONTENDED = 1, 2, 4
 _NO_ID = bytes(8)
-# length, version, flags, codec, codec flags, intents, tags, reserved | nonce, lease token, lease deadline,
+# length, version, flags, codec, codec flags, intents, tags, length of the note | nonce, lease token, lease deadline,
 # lease life, retry_at | born, fresh_until, swr_until, sie_until, cost µs, payload length
 _FIXED = struct.Struct(">IBBBBBBH8s8sqIqqqqqII")
 _INTENT = struct.Struct(">8sq")
@@ -34,6 +34,7 @@ HEADER_FIXED = _FIXED.size  # 88
 INTENT_SIZE = _INTENT.size  # 16; intents follow the fixed part directly so that a script can carry them over
 MAX_INTENTS = 255
 MAX_TAGS = 255
+MAX_NOTE = 4096  # bytes: the whole header is compared in every swap
 MAX_LEASE_MS = 86_400_000  # a day, the most that the option allows: no writer of ours makes a longer one
 
 
@@ -41,9 +42,10 @@ class StoredEntry(msgspec.Struct, frozen=True):
     """A value with its times and tags, as a tier holds it. Times are wall-clock milliseconds.
 
     ``payload`` is bytes, or in a memory tier the object itself. ``tags`` pairs each tag with the generation
-    that stood before the load of this value began. The last two fields belong to process memory and are not sent:
-    ``serve_until``, to which memory answers without asking the core (so that a refresh ahead of expiry gets its
-    chance), and ``as_type``, what a payload was decoded to.
+    that stood before the load of this value began. ``note`` is what the loader left for the next load of the key, as
+    `State.note_of` reads it. The last two fields belong to process memory and are not sent: ``serve_until``, to which
+    memory answers without asking the core (so that a refresh ahead of expiry gets its chance), and ``as_type``, what a
+    payload was decoded to.
     """
 
     payload: Any
@@ -55,6 +57,7 @@ class StoredEntry(msgspec.Struct, frozen=True):
     codec: int = 0
     codec_flags: int = 0
     tags: tuple[tuple[str, bytes], ...] = ()
+    note: bytes = b""
     serve_until: int = NEVER
     as_type: Any = None
 
@@ -123,6 +126,8 @@ def _pack(slot: Slot) -> bytes:
             raw = tag.encode()
             parts.append(len(raw).to_bytes(2, "big") + raw + generation)
         tail = b"".join(parts)
+    note = entry.note if entry else b""
+    tail += note
     return (
         _FIXED.pack(
             HEADER_FIXED + len(tail),
@@ -132,7 +137,7 @@ def _pack(slot: Slot) -> bytes:
             entry.codec_flags if entry else 0,
             len(slot.intents),
             len(tags),
-            0,
+            len(note),
             slot.nonce,
             lease.token if lease else _NO_ID,
             lease.deadline if lease else 0,
@@ -158,7 +163,7 @@ def parse(raw: bytes, handle: Any = None) -> Slot:
     if len(raw) < HEADER_FIXED:
         return Slot(_NO_ID, foreign=raw, handle=handle)
     (
-        length, version, flags, codec, codec_flags, n_intents, n_tags, _reserved,
+        length, version, flags, codec, codec_flags, n_intents, n_tags, n_note,
         nonce, token, deadline, life, retry_at,
         born, fresh_until, swr_until, sie_until, cost_us, payload_length,
     ) = _FIXED.unpack_from(raw)  # fmt: skip
@@ -168,17 +173,19 @@ def parse(raw: bytes, handle: Any = None) -> Slot:
         return Slot(_NO_ID, foreign=raw, handle=handle)
     intents: tuple[Intent, ...] = ()
     tags: tuple[tuple[str, bytes], ...] = ()
-    if n_intents or n_tags or length != HEADER_FIXED:
-        tail = _parse_tail(raw, length, n_intents, n_tags)
+    note = b""
+    if n_intents or n_tags or n_note or length != HEADER_FIXED:
+        tail = _parse_tail(raw, length - n_note, n_intents, n_tags)
         if tail is None:
             return Slot(_NO_ID, foreign=raw, handle=handle)
         intents, tags = tail
+        note = raw[length - n_note : length]
     entry = None
     if flags & FLAG_ENTRY:
         if len(raw) - length != payload_length:
             return Slot(_NO_ID, foreign=raw, handle=handle)
         entry = StoredEntry(
-            raw[length:], born, fresh_until, swr_until, sie_until, cost_us, codec, codec_flags, tags
+            raw[length:], born, fresh_until, swr_until, sie_until, cost_us, codec, codec_flags, tags, note
         )
     if flags & FLAG_LEASE and life > MAX_LEASE_MS:
         return Slot(_NO_ID, foreign=raw, handle=handle)  # readers would wait for it

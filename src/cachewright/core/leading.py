@@ -5,7 +5,6 @@ The order is the point; each step's reason is at the step.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -13,11 +12,12 @@ import msgspec
 from msgspec.structs import replace
 
 from cachewright.core import slot as slots
+from cachewright.core.ahead import refresh_is_due
 from cachewright.core.flight import Flight, LoadContext, Outcome, Phase
 from cachewright.core.lease import MAX_REFUSED, Held, Watch, lease_life
 from cachewright.core.levels import Below, commit_down, look_below
 from cachewright.core.loader import Loaded, late_tags_hold, run_loader
-from cachewright.core.slot import NEVER, Blocked, Hit, Slot, StoredEntry, Take, Wait
+from cachewright.core.slot import Blocked, Hit, Slot, StoredEntry, Take, Wait
 from cachewright.core.state import State, now_ms
 from cachewright.errors import TierUnavailable
 from cachewright.events import LeaseLost, LoadFailed, StaleServed
@@ -82,6 +82,8 @@ class Leading:
         self.ticket: Ticket | None = None
         self.generations: Mapping[str, Generation] = {}
         self.stale: Any = MISSING
+        self.stale_entry: StoredEntry | None = None
+        self.context: LoadContext | None = None
         self.unreadable: bytes | None = (
             None  # nonce of a slot whose payload could not be read: as good as absent
         )
@@ -121,6 +123,8 @@ class Leading:
         """
         if self.held is not None:
             self.held.let_go()
+        if self.context is not None:
+            self.context.active = False  # its own end may have been interrupted
 
     async def _meet(self, slot: Slot | None) -> Result | Blocked | _Won | None:
         """Decides on what stands in the authority: an answer, a load with or without the lease, or None: read again."""
@@ -138,9 +142,9 @@ class Leading:
             served = self._serve_stale(verdict.stale, slot)
             if served is not MISSING:
                 return Outcome.FOUND, served
+            if plan.behind and (isinstance(verdict, Wait) or self._failed_lately(verdict, slot)):
+                return Outcome.FOUND, MISSING
             if isinstance(verdict, Wait):
-                if plan.behind:
-                    return Outcome.FOUND, MISSING
                 state.stats.waits += not self.watch.pauses
                 self.waiting = True
                 return None
@@ -160,6 +164,10 @@ class Leading:
                 return Blocked()
             if slot is not None and slot.entry is not None and slot.entry.tags:
                 return None  # its tags must be read with it or after it
+
+    def _failed_lately(self, verdict: Take, slot: Slot | None) -> bool:
+        """Another process has tried and failed between this refresh's start and its read: the origin has rest."""
+        return verdict.stale is not None and slot is not None and now_ms(self.rt) < slot.retry_at
 
     async def _verdict(self, slot: Slot | None) -> Hit | Wait | Blocked | Take:
         state, rt = self.state, self.rt
@@ -190,13 +198,15 @@ class Leading:
             return MISSING
         state.stats.hits += 1
         state.fill(rt, self.ticket, value, entry, plan.options)
-        if not plan.behind and refresh_is_due(rt, entry, plan.options):
+        failed_lately = slot is not None and now_ms(rt) < slot.retry_at
+        if not plan.behind and not failed_lately and refresh_is_due(rt, entry, plan.options):
             self.refresh_behind(state, rt, replace(plan, forced=True, behind=True))
         return value
 
     def _serve_stale(self, stale: StoredEntry | None, slot: Slot | None) -> Any:
         """A stale value that may be served at once, its refresh started; else `MISSING`."""
         state, rt, plan = self.state, self.rt, self.plan
+        self.stale, self.stale_entry = MISSING, stale
         if stale is None:
             return MISSING
         self.stale = self._value(stale, slot)
@@ -234,7 +244,7 @@ class Leading:
             loaded = await self._call_loader()
             # No joiners from here on: the commit speaks for those who came before it.
             state.flights.close(plan.key, self.flight)
-            await self._commit(held, below, loaded, marks)
+            await self._commit(held, below, loaded, marks, stale if loaded.renewed else None)
         except Exception as error:
             return await self._failed(error, held, stale, below)
         except BaseException:
@@ -246,8 +256,11 @@ class Leading:
         state, plan = self.state, self.plan
         state.flights.reached(self.flight, Phase.LOADING)
         state.stats.misses += 1
-        context = LoadContext(state, plan.key, plan.options, self.stale, (self.flight,))
-        return await run_loader(state, self.rt, plan.loader, context)
+        note = None
+        if self.stale_entry is not None and self.stale is not MISSING:
+            note = state.note_of(plan.key, self.stale_entry, state.chain.authority.tier.name)
+        self.context = LoadContext(state, plan.key, plan.options, self.stale, (self.flight,), note=note)
+        return await run_loader(state, self.rt, plan.loader, self.context)
 
     async def _found_below(self, held: Held, below: Below, entry: StoredEntry) -> Result:
         state, rt = self.state, self.rt
@@ -259,14 +272,22 @@ class Leading:
             state.fill(rt, self.ticket, below.value, entry, self.plan.options, held.known_since(entry))
         return Outcome.FOUND, below.value
 
-    async def _commit(self, held: Held, below: Below | None, loaded: Loaded, marks: dict[str, bytes]) -> None:
+    async def _commit(
+        self,
+        held: Held,
+        below: Below | None,
+        loaded: Loaded,
+        marks: dict[str, bytes],
+        renews: StoredEntry | None,
+    ) -> None:
         state, rt, plan = self.state, self.rt, self.plan
         if held.is_over():
             held.stop_heartbeat()
             return
         options = plan.options
-        store = options.store_if is None or options.store_if(loaded.value)
-        late = [tag for tag in loaded.tags if tag not in marks]
+        said = loaded.said
+        store = said.get("store", True) and (options.store_if is None or options.store_if(loaded.value))
+        late = [tag for tag in said.get("tags", ()) if tag not in marks]
         late_marks: dict[str, bytes] | None = None if late else {}
         if store and late:
             late_marks = await late_tags_hold(state, rt, late, loaded.started)
@@ -278,7 +299,7 @@ class Leading:
             await commit_down(rt, below, None)
         else:
             entry = state.make_entry(
-                rt, plan.key, loaded.value, options, marks, ttl=loaded.ttl, cost=loaded.seconds
+                rt, plan.key, loaded.value, options, marks, said=said, cost=loaded.seconds, renews=renews
             )
             self.flight.confirmed = taken = await held.commit(rt, entry)
             await commit_down(rt, below, entry if taken else None)
@@ -314,16 +335,19 @@ class Leading:
 
     async def _load_without_storing(self) -> Result:
         """A write is under way: whatever is read now may be older than what it saves."""
-        state, plan = self.state, self.plan
-        if plan.behind:
+        if self.plan.behind:
             return Outcome.FOUND, MISSING
+        return Outcome.LOADED, (await self._loaded_alone()).value
+
+    async def _loaded_alone(self) -> Loaded:
+        state, plan = self.state, self.plan
         try:
             loaded = await self._call_loader()
         except Exception as error:
             state.hub.emit(LoadFailed(plan.key, error))
             raise
         state.flights.close(plan.key, self.flight)
-        return Outcome.LOADED, loaded.value
+        return loaded
 
     async def _without_authority(self) -> Result:
         """The authority cannot be reached: another tier or the origin answers; memory keeps it for ``local_ttl``.
@@ -338,34 +362,22 @@ class Leading:
             if below.entry is not None:
                 return Outcome.FOUND, below.value
         epoch = state.flights.epoch
-        outcome, value = await self._load_without_storing()
+        loaded = await self._loaded_alone()
+        value, said = loaded.value, loaded.said
         # Nobody else's changes can be known of now; this process's can.
         self.flight.confirmed = not self.flight.killed and state.flights.epoch == epoch
         options = plan.options
-        if self.ticket is not None and (options.store_if is None or options.store_if(value)):
+        store = said.get("store", True) and (options.store_if is None or options.store_if(value))
+        # Tags that came with the value cannot be checked: nothing would tell whether they changed meanwhile.
+        if self.ticket is not None and store and not said.get("tags"):
             marks = dict.fromkeys(
                 state.tags_of(plan.tags), NO_MARK
             )  # so that a change of a tag finds it here
-            entry = state.make_entry(rt, plan.key, value, options, marks)
+            entry = state.make_entry(rt, plan.key, value, options, marks, said=said)
             state.fill(rt, self.ticket, value, entry, options, rt.monotonic())
-        return outcome, value
+        return Outcome.LOADED, value
 
 
 async def _give_up(rt: Runtime, held: Held, below: Below | None, retry_at: int | None = None) -> None:
     await held.abandon(rt, retry_at)
     await commit_down(rt, below, None)
-
-
-def refresh_is_due(rt: Runtime, entry: StoredEntry, options: Options) -> bool:
-    """Whether this read should start a refresh although the entry is fresh.
-
-    XFetch: Vattani, Chierichetti, Lowenstein, "Optimal Probabilistic Cache Stampede Prevention", VLDB 2015: each read
-    refreshes early with a probability that grows towards expiry, at the scale of what the load takes.
-    """
-    ahead = options.refresh_ahead
-    if ahead is False or entry.fresh_until >= NEVER:
-        return False
-    now = now_ms(rt)
-    if ahead is True:
-        return now - entry.cost_us / 1000 * math.log(max(rt.random(), 1e-12)) >= entry.fresh_until
-    return now >= entry.born + (entry.fresh_until - entry.born) * ahead

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import msgspec
 
-from cachewright.core.flight import LoadContext, loading
+from cachewright.core.flight import LoadContext, NotModified, laid_over, loading
 from cachewright.core.state import State
 from cachewright.errors import TierUnavailable
-from cachewright.options import MISSING, Entry, Retry
+from cachewright.options import Entry, Retry
 from cachewright.runtime.base import Runtime
 
 __all__ = ["Loaded", "late_tags_hold", "run_loader"]
@@ -23,15 +23,16 @@ class Loaded(msgspec.Struct, frozen=True):
 
     Attributes:
         value: the value.
-        ttl: from an `Entry`, or `MISSING`.
-        tags: from an `Entry`: known only now, so not captured before the load.
+        said: what it said of it, by an `Entry` or through its `LoadContext`. Its tags are known only now, so they were
+            not captured before the load.
+        renewed: the value is the one that stood before, and only its life is new.
         started: monotonic seconds at which the load began.
         seconds: how long it took, retries included.
     """
 
     value: Any
-    ttl: Any
-    tags: tuple[str, ...]
+    said: Mapping[str, Any]
+    renewed: bool
     started: float
     seconds: float
 
@@ -44,22 +45,25 @@ async def run_loader(state: State, rt: Runtime, loader: Callable[[], Any], conte
             if context.options.retries is None:
                 value = await rt.call(loader)
             else:
-                value = await _with_retries(rt, loader, context.options.retries)
+                value = await _with_retries(rt, loader, context, context.options.retries)
     except Exception:
         state.stats.load_failures += 1
         raise
     seconds = rt.monotonic() - started
     state.stats.loads += 1
     state.stats.load_seconds += seconds
-    if isinstance(value, Entry):
-        return Loaded(value.value, value.ttl, value.tags, started, seconds)
-    return Loaded(value, MISSING, (), started, seconds)
+    if not isinstance(value, Entry):
+        return Loaded(value, context.said, False, started, seconds)
+    # (What an outer load found not modified is a plain value here.)
+    renewed = isinstance(value, NotModified) and value.load is context
+    return Loaded(value.value, laid_over(context.said, value), renewed, started, seconds)
 
 
-async def _with_retries(rt: Runtime, loader: Callable[[], Any], retry: Retry) -> Any:
+async def _with_retries(rt: Runtime, loader: Callable[[], Any], context: LoadContext, retry: Retry) -> Any:
     from tenacity import AsyncRetrying, retry_if_exception_type, stop_after_attempt, wait_random_exponential
 
     async def once() -> Any:
+        context.said = {}
         return await rt.call(loader)
 
     # The pauses are the runtime's: under threads they block, so this runs without an event loop.

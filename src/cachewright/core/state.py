@@ -7,24 +7,26 @@ authority there is no ``local``.
 
 from __future__ import annotations
 
-import math
-import threading
 import weakref
-from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 import msgspec
 
 from cachewright.codecs.base import make_context
 from cachewright.codecs.pipeline import Pipeline
+from cachewright.core.ahead import serve_until
+from cachewright.core.background import Background
 from cachewright.core.breaker import NAMESPACE_TAG, Level
 from cachewright.core.flight import Flights
+from cachewright.core.notes import pack_note, read_note
 from cachewright.core.slot import NEVER, StoredEntry
 from cachewright.core.stats import Stats
 from cachewright.errors import DecodeError, TierUnavailable
-from cachewright.events import BackgroundFailed, DecodeFailed, Hub
+from cachewright.events import DecodeFailed, Hub
 from cachewright.options import MISSING, Options
-from cachewright.runtime.base import Job, Runtime
+from cachewright.runtime.base import Runtime
 from cachewright.tiers.base import Generation
 from cachewright.tiers.memory import MemoryTier, Ticket
 
@@ -33,6 +35,7 @@ __all__ = ["Chain", "State", "now_ms"]
 FOREVER_MS = (
     10**12
 )  # life of a thread's lease in process memory: it is dead where its `State.holding` is gone
+NOTHING_SAID: Mapping[str, Any] = MappingProxyType({})
 
 
 def now_ms(rt: Runtime) -> int:
@@ -61,7 +64,7 @@ class Chain:
         return self.local or (tier if isinstance(tier, MemoryTier) else None)
 
 
-class State:
+class State(Background):
     """See the module."""
 
     def __init__(
@@ -92,12 +95,9 @@ class State:
 
     def after_fork(self) -> None:
         """In a forked child: flights, background work and connections stayed with the parent."""
-        self._lock = threading.Lock()
-        self._jobs: set[Job] = set()
-        self.closings = 0  # a load that outlives a close must not open its tiers anew
+        super().after_fork()
         # By token, who holds a lease in process memory. Weak: a frame that is unwound lets go of it by itself.
         self.holding: weakref.WeakValueDictionary[bytes, object] = weakref.WeakValueDictionary()
-        self.refreshing: dict[str, Job | None] = {}  # by key: the refresh behind its readers
 
     # ------------------------------------------------------------------------------------------ entries
 
@@ -109,29 +109,50 @@ class State:
         options: Options,
         marks: Mapping[str, bytes],
         *,
-        ttl: Any = MISSING,
+        said: Mapping[str, Any] = NOTHING_SAID,
         cost: float = 0.0,
+        renews: StoredEntry | None = None,
     ) -> StoredEntry:
         """An entry as the chain's tiers hold it, its times fixed now.
 
         Args:
             marks: the generation of each of its tags, captured before the value was read.
-            ttl: seconds; left out, as the options say (``negative_ttl`` for None).
+            said: what the loader said of this value (see `Entry`); the rest is as the options say (``negative_ttl``
+                for None).
             cost: seconds that the load took.
+            renews: the entry whose payload and note stay: its origin has said that they still hold.
 
         Raises:
-            EncodeError: the value cannot be turned into the bytes that a tier needs.
+            EncodeError: the value or its note cannot be turned into the bytes that a tier needs.
         """
-        if ttl is MISSING:
-            negative = value is None and options.negative_ttl is not MISSING
-            ttl = options.negative_ttl if negative else options.ttl
+        negative = value is None and options.negative_ttl is not MISSING
+        ttl = said.get("ttl", options.negative_ttl if negative else options.ttl)
+        note = b"" if renews is None else renews.note
+        if "note" in said:
+            note = pack_note(self.pipeline, self.namespace, key, said["note"])
         born = now_ms(rt)
         if ttl is None:
             fresh = swr = sie = NEVER
         else:
             fresh = born + max(1, int(ttl * 1000 * (1 - options.jitter * rt.random())))
-            swr = fresh + int(options.stale_while_revalidate * 1000)
-            sie = fresh + int(options.stale_if_error * 1000)
+            swr, sie = (
+                fresh + int(said.get(name, getattr(options, name)) * 1000)
+                for name in ("stale_while_revalidate", "stale_if_error")
+            )
+        if renews is not None:
+            # A load that finds nothing new is quick; the next one may not be, and refreshes ahead go by this.
+            cost = max(cost, renews.cost_us / 1e6)
+            return msgspec.structs.replace(
+                renews,
+                born=born,
+                fresh_until=fresh,
+                swr_until=swr,
+                sie_until=sie,
+                cost_us=int(cost * 1e6),
+                tags=tuple(marks.items()),
+                note=note,
+                serve_until=serve_until(born, fresh, cost, options),
+            )
         codec = codec_flags = 0
         payload = value
         if not self.chain.in_memory:
@@ -148,6 +169,7 @@ class State:
             codec,
             codec_flags,
             tuple(marks.items()),
+            note,
             serve_until=serve_until(born, fresh, cost, options),
             as_type=options.type,
         )
@@ -169,6 +191,14 @@ class State:
         except DecodeError as error:
             self.hub.emit(DecodeFailed(key, tier, error))
             return MISSING
+
+    def note_of(self, key: str, entry: StoredEntry, tier: str) -> Any:
+        """What the loader left beside the entry's value; None where it left nothing, or where that cannot be read."""
+        try:
+            return read_note(self.pipeline, self.namespace, key, entry.note)
+        except DecodeError as error:
+            self.hub.emit(DecodeFailed(key, tier, error))
+            return None
 
     # --------------------------------------------------------------------------------------------- tags
 
@@ -279,68 +309,3 @@ class State:
         if self.chain.local is not None:
             self.chain.local.kill(keys)
         self.flights.kill(list(keys))
-
-    # --------------------------------------------------------------------------------- background work
-
-    def spawn(self, rt: Runtime, work: Callable[[], Coroutine[Any, Any, None]], name: str) -> Job:
-        """Starts work behind the caller; it is stopped at close, and what it raises is an event."""
-
-        async def run() -> None:
-            try:
-                await work()
-            except Exception as error:
-                self.hub.emit(BackgroundFailed(name, error))
-
-        job = rt.spawn(run, name)
-        with self._lock:
-            self._jobs = {j for j in self._jobs if not j.done()}
-            self._jobs.add(job)
-        return job
-
-    def jobs(self) -> list[Job]:
-        """The background work that is under way."""
-        with self._lock:
-            return [job for job in self._jobs if not job.done()]
-
-    def stop_jobs(self) -> list[Job]:
-        """Asks all background work to stop; returns what is still running."""
-        with self._lock:
-            jobs, self._jobs = self._jobs, set()
-            self.refreshing.clear()  # what has not begun never will
-        for job in jobs:
-            job.cancel()
-        return [job for job in jobs if not job.done()]
-
-    def closed(self) -> None:
-        """The tiers are about to be closed: leases that are still held are left to their own life."""
-        with self._lock:
-            self.closings += 1
-
-    def claim_refresh(self, key: str) -> bool:
-        """True for the one caller that is to refresh ``key`` in the background of this process."""
-        with self._lock:
-            job = self.refreshing.get(key)
-            if key in self.refreshing and not (job is not None and job.done()):
-                return False  # (one that was cancelled before its first step is done, and could not say so)
-            self.refreshing[key] = None
-            return True
-
-    def refresh_runs(self, key: str, job: Job) -> None:
-        """The refresh that was claimed has begun as this job, unless it is over already."""
-        with self._lock:
-            if key in self.refreshing:
-                self.refreshing[key] = job
-
-
-def serve_until(born: int, fresh_until: int, cost: float, options: Options) -> int:
-    """Until when memory may answer for an entry without asking the core.
-
-    Normally that is ``fresh_until``. With ``refresh_ahead`` the core must see some reads before: from the given
-    fraction of the life on, or, for XFetch, from where a refresh becomes likelier than one read in 20,000.
-    """
-    ahead = options.refresh_ahead
-    if ahead is False or fresh_until >= NEVER:
-        return fresh_until
-    if ahead is True:
-        return fresh_until - int(cost * 1000 * math.log(20_000))
-    return born + int((fresh_until - born) * ahead)

@@ -26,8 +26,8 @@ __all__ = ["Generation", "Swap", "Swapped", "Tier"]
 class Swap(msgspec.Struct, frozen=True):
     """Replace what stands under ``key``, iff its header is ``expected``'s (None: absent), by ``new`` (None: absent).
 
-    Where ``new`` carries the same entry as ``expected`` only the header differs, by fixed-size fields; a tier may
-    then send the header alone.
+    Where ``new`` carries the payload of ``expected``, the same object, and its header is as long, a tier may send the
+    header alone.
     """
 
     key: str

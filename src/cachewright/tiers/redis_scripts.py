@@ -175,12 +175,13 @@ def swap_call(key: bytes, swap: Swap, now: int) -> Command:
 
 
 def only_header(expected: Slot | None, new: Slot) -> bool:
-    """Whether the payload that stands may stay: the same entry under a header of the same length."""
+    """Whether the payload that stands may stay: the very bytes that were read, under a header of the same length."""
     return (
         expected is not None
         and expected.foreign is None
         and new.entry is not None
-        and new.entry is expected.entry
+        and expected.entry is not None
+        and new.entry.payload is expected.entry.payload
         and len(new.header) == len(expected.header)
     )
 
