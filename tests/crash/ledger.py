@@ -46,9 +46,19 @@ class Read:
 
 @dataclass(slots=True)
 class Ledger:
-    """All writes of a run."""
+    """All writes of a run.
+
+    Attributes:
+        ops: by name.
+        acks: how many were acknowledged.
+        failed: how many raised.
+        errors: of these, those of unknown outcome, by error.
+        reads: all reads.
+    """
 
     ops: dict[str, Op] = field(default_factory=dict)
+    acks: int = 0
+    failed: int = 0
     reads: list[Read] = field(default_factory=list)
     errors: dict[str, int] = field(default_factory=dict)
     _open: dict[str, Op] = field(default_factory=dict)
@@ -67,11 +77,14 @@ class Ledger:
         elif what == "ack":
             op = self._open.pop(words[0])
             op.acked, op.end = True, float(words[1])
+            self.acks += 1
         elif what == "not":
             op = self._open.pop(words[0])
             op.refused, op.end = True, float(words[1])
+            self.failed += 1
         elif what == "what":
             self._open.pop(words[0]).end = float(words[1])
+            self.failed += 1
             self.errors[words[2]] = self.errors.get(words[2], 0) + 1
         elif what == "got":
             key, value, begin, end = words
@@ -88,11 +101,6 @@ class Ledger:
     def longest(self) -> float:
         """Seconds that the longest call took, of those that ended."""
         return max((op.end - op.begin for op in self.ops.values() if op.end < math.inf), default=0.0)
-
-    @property
-    def acks(self) -> int:
-        """How many writes were acknowledged."""
-        return sum(op.acked for op in self.ops.values())
 
     def of(self, key: str) -> list[Op]:
         """The writes of one key that may have been taken."""

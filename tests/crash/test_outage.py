@@ -52,11 +52,6 @@ def hung(server: PostgresServer) -> Iterator[None]:
             process.send_signal(signal.SIGCONT)
 
 
-def refused(run: Run) -> int:
-    """Calls of a run that ended in an error."""
-    return sum(op.refused for op in list(run.ledger.ops.values())) + sum(run.ledger.errors.values())
-
-
 def watch(runs: Sequence[Run], children: Sequence[Child], seconds: float) -> None:
     """Stays until all callers were told again and again that there is no room; looks at the bounds all the time.
 
@@ -64,14 +59,14 @@ def watch(runs: Sequence[Run], children: Sequence[Child], seconds: float) -> Non
     """
     buffers = [open_buffer(run.order.buffer, f"{NAMESPACE}/{REPOSITORY}") for run in runs]
     processes = [psutil.Process(child.process.pid) for child in children]
-    begun, before = time.monotonic(), [refused(run) for run in runs]
+    begun, before = time.monotonic(), [run.ledger.failed for run in runs]
     sizes: list[int] = []
     while True:
         for run, buffer in zip(runs, buffers, strict=True):
             # A key that is being saved through has a place in the buffer, and so its next write has, however full it is.
             through = run.order.behind["on_full"] == "through"
             assert drive(buffer.stats(THREADS)).dirty <= (run.order.keys if through else MOST)
-        told = min(refused(run) - some for run, some in zip(runs, before, strict=True))
+        told = min(run.ledger.failed - some for run, some in zip(runs, before, strict=True))
         sizes = sizes or ([process.memory_info().rss for process in processes] if told >= 20 else [])
         spent = time.monotonic() - begun
         if told >= 40 and spent >= seconds:
