@@ -325,6 +325,50 @@ def test_nobody_reads_while_what_was_missed_is_being_replayed(
 
 
 @pytest.mark.parametrize("face", FACES)
+def test_a_close_tells_the_tier_what_it_missed(
+    face: str, server_of: Callable[[str], Any], namespace: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A process that deletes in an outage and ends right after it: what it remembered would end with it."""
+    monkeypatch.setattr("cachewright.core.breaker.PROBE_SECONDS", 3600.0)  # nobody else tries
+    server = server_of("redis")
+
+    async def leave() -> None:
+        cache = Cache(server.url, namespace=namespace)
+        await cache.adelete("k")
+        server.resume()
+        await cache.aclose()
+
+    with opened(server.url, namespace=namespace) as other:
+        other.set("k", "old")
+        server.pause()
+        try:
+            if face == "asyncio":
+                asyncio.run(leave())
+            else:
+                cache = Cache(server.url, namespace=namespace)
+                cache.delete("k")
+                server.resume()
+                cache.close()
+        finally:
+            server.resume()
+        assert other.get("k") is None
+
+
+def test_a_close_in_an_outage_says_what_was_not_told(
+    server_of: Callable[[str], Any], namespace: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    server = server_of("redis")
+    server.pause()
+    try:
+        cache = Cache(server.url, namespace=namespace)
+        cache.delete("k")
+        cache.close()
+    finally:
+        server.resume()
+    assert "has yet to hear of 1 change(s)" in caplog.text
+
+
+@pytest.mark.parametrize("face", FACES)
 def test_connect_tries_again_until_the_server_is_there(
     face: str, own_redis: Callable[..., Any], namespace: str
 ) -> None:

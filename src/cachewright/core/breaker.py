@@ -9,6 +9,7 @@ and lives in this process: where it overflows, the whole namespace is dropped in
 from __future__ import annotations
 
 import itertools
+import logging
 import threading
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from typing import TypeVar
@@ -22,6 +23,8 @@ from cachewright.tiers.base import Generation, Swap, Swapped, Tier
 T = TypeVar("T")
 
 __all__ = ["NAMESPACE_TAG", "Level"]
+
+log = logging.getLogger("cachewright")
 
 THRESHOLD = 5
 PROBE_SECONDS = 0.5
@@ -164,11 +167,22 @@ class Level:
             self._succeeded()
         return bool(self.behind)
 
-    def close(self) -> None:
-        """Stops trying in the background; what is still missed is replayed by the next use."""
+    async def end(self, rt: Runtime) -> None:
+        """Stops trying in the background, after one last try: nobody may use this cache again."""
         if self._replayer is not None:
             self._replayer.cancel()
             self._replayer = None
+        if not self.behind or self._replaying:
+            return
+        try:
+            await self._replay(rt)
+        except TierUnavailable:
+            log.warning(
+                "closed while %s has yet to hear of %d change(s): until this cache is used again, others may be served "
+                "what these made old, for its TTL at most",
+                self.tier.name,
+                self.behind,
+            )
 
     async def _guard(
         self, rt: Runtime, operation: str, keys: Sequence[str], act: Callable[[], Awaitable[T]]

@@ -172,7 +172,7 @@ class Engine:
         await self.state.end_jobs(rt, timeout)
         self.state.closed()
         for level in self.state.chain.levels:
-            level.close()
+            await level.end(rt)
         for tier in self._tiers():
             tier.close()
 
@@ -181,7 +181,7 @@ class Engine:
         await self.state.end_jobs(rt, timeout)
         self.state.closed()  # only now: who was stopped has given its leases back
         for level in self.state.chain.levels:
-            level.close()
+            await level.end(rt)
         for tier in self._tiers():
             await tier.aclose(rt)
 
