@@ -36,7 +36,7 @@ LAYERS = [
     r"coherence(\..+)?",
     r"core(\..+)?",
     r"behind(\..+)?",
-    r"wrappers|write_\w+",
+    r"wrappers|write_\w+|warm\w+",
     r"decorator\w*|repository\w*|schedule\w*",
     r"strategies",
     r"cache_aside",

@@ -43,6 +43,7 @@ if TYPE_CHECKING:
     from cachewright.behind.flusher import FlusherStats
     from cachewright.behind.operating import BufferedWrite
     from cachewright.schedule import Refresh
+    from cachewright.warm_plan import WarmReport
 
 __version__ = "0.1.0"
 
@@ -87,6 +88,7 @@ __all__ = [
     "TierTimeout",
     "TierUnavailable",
     "TierView",
+    "WarmReport",
     "WouldDeadlockError",
     "Write",
     "WriteAround",
@@ -103,6 +105,7 @@ _LAZY = {
     "BufferedWrite": "cachewright.behind.operating",
     "FlusherStats": "cachewright.behind.flusher",
     "Refresh": "cachewright.schedule",
+    "WarmReport": "cachewright.warm_plan",
 }
 
 

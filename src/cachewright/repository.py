@@ -16,6 +16,7 @@ from cachewright.key_values import render
 from cachewright.keys import check_key
 from cachewright.options import MISSING, Entry, Options
 from cachewright.repository_behind import BehindFace
+from cachewright.repository_warm import WarmIdsFace
 from cachewright.runtime.base import Runtime, drive
 from cachewright.spelling import did_you_mean
 from cachewright.write_modes import Origin, WriteAround, WriteBehind, WriteThrough
@@ -45,7 +46,7 @@ class _Writer(Protocol):
     async def close(self, rt: Runtime, timeout: float | None) -> None: ...
 
 
-class Repository(BehindFace[Id], Generic[Id, V]):
+class Repository(BehindFace[Id], WarmIdsFace[Id], Generic[Id, V]):
     """Made by `Cache.repository`. Every method has a twin with an ``a`` in front, to be awaited."""
 
     def __init__(
@@ -72,6 +73,7 @@ class Repository(BehindFace[Id], Generic[Id, V]):
         self._tag = f"\0r:{name}"
         self._options, self._typed = options, typed
         self._memory = engine.state.chain.memory
+        self._warmings: set[Any] = set()
         self._writer = self._make_writer(writes, not_saved, ordered_saver, beside)
         self.behind = self._writer.behind
 
@@ -332,6 +334,7 @@ class Repository(BehindFace[Id], Generic[Id, V]):
 
     async def close_part(self, rt: Runtime, timeout: float) -> None:
         """How `Cache.close` ends it."""
+        await self._stop_warming(rt, timeout)
         await self._writer.close(rt, timeout)
 
     def __enter__(self) -> Self:

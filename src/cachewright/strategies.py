@@ -15,6 +15,7 @@ from cachewright.decorator import CachedFunction, decorate
 from cachewright.options import Entry, Freshness, Options, Seconds, merge
 from cachewright.repository import Repository, Writes
 from cachewright.runtime.base import Runtime
+from cachewright.warm_face import WarmFace
 from cachewright.write_modes import Origin
 
 if TYPE_CHECKING:
@@ -46,7 +47,7 @@ class _Decorate(Protocol):
     def __call__(self, function: Callable[P, R], /) -> CachedFunction[P, R]: ...
 
 
-class Strategies:
+class Strategies(WarmFace):
     """Base of `Cache`."""
 
     def __init__(self, engine: Engine, threads: Runtime, aio: Runtime) -> None:

@@ -537,7 +537,7 @@ def test_a_scheduler_looks_up_now_and_then(cache: Cache):
     scheduler = make_scheduler(asyncio=False)
     try:
         assert scheduler._process_jobs() is None, "with nothing to do it waits for somebody to add a job"
-        add_job(scheduler, int, Every(86_400, "rates"), "test")
+        add_job(scheduler, lambda: None, Every(86_400, "rates"), "test")
         assert 0 < scheduler._process_jobs() <= LONGEST_NAP
     finally:
         shut(scheduler)
