@@ -13,6 +13,7 @@ from cachewright.core.slot import Slot
 from cachewright.runtime.base import drive
 from cachewright.runtime.threads import ThreadRuntime
 from cachewright.testing.sim.store import SimStore, SimTier
+from cachewright.tiers.base import Tier
 from tests.freshness.rows import (
     ARRIVALS,
     CANCELLED_AT,
@@ -38,14 +39,16 @@ class Stop(BaseException):
 
 
 def make_cache(chain: str, clock: Any) -> Cache:
-    store = lambda: SimStore(clock.now)  # noqa: E731
-    tiers = {
+    def shared(name: str = "shared") -> SimTier:
+        return SimTier(SimStore(clock.now), "table", name=name)
+
+    chains: dict[str, list[str | Tier]] = {
         "memory": ["memory://"],
-        "shared": [SimTier(store(), "table")],
-        "memory > shared": ["memory://", SimTier(store(), "table")],
-        "shared > shared": [SimTier(store(), "table"), SimTier(store(), "table", name="lower")],
-    }[chain]
-    return Cache(*tiers, namespace="table", clock=clock, local_ttl=10_000)
+        "shared": [shared()],
+        "memory > shared": ["memory://", shared()],
+        "shared > shared": [shared(), shared("lower")],
+    }
+    return Cache(*chains[chain], namespace="table", clock=clock, local_ttl=10_000)
 
 
 def options_of(row: Row) -> dict[str, Any]:

@@ -145,7 +145,7 @@ class VirtualThreads(ThreadRuntime):
     async def sleep(self, seconds: float) -> None:
         self.time.wait(seconds)
 
-    def waiter(self) -> Any:
+    def waiter(self) -> Any:  # type: ignore[override]
         return Bell(self.time)
 
     async def wait(self, waiter: Any, timeout: float | None) -> bool:
@@ -185,7 +185,7 @@ class VirtualThreads(ThreadRuntime):
         return job
 
 
-class _Selector(selectors.DefaultSelector):  # type: ignore[valid-type,misc]
+class _Selector(selectors.DefaultSelector):
     jump: Callable[[float], None]
 
     def select(self, timeout: float | None = None) -> Any:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import msgspec
 import pytest
 
 from cachewright import MISSING, Cache, ConfigurationError, EncodeError, Entry, current_load
@@ -367,8 +368,7 @@ def test_a_note_that_cannot_be_read_is_none(redis_server: RedisServer, namespace
         assert cache.get_or_set("k", page.load, ttl=0.001, stale_if_error=100) == "first"
         tier = cache.engine.state.chain.authority.tier
         slot = drive(tier.read(THREADS, ["k"]))[0]["k"]
-        import msgspec
-
+        assert slot.entry is not None
         damaged = msgspec.structs.replace(slot.entry, note=b"\x01\x00\xc1")
         drive(tier.store(THREADS, {"k": msgspec.structs.replace(slot, entry=damaged)}))
         while cache.get("k") is not None:
