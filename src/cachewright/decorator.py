@@ -13,10 +13,12 @@ import inspect
 from collections.abc import Callable, Collection, Coroutine
 from dataclasses import replace
 from types import FunctionType
-from typing import Any, Concatenate, Generic, NamedTuple, ParamSpec, TypeVar, cast, overload
+from typing import Any
 
 from cachewright.codecs.annotations import loader_type
 from cachewright.core.engine import Engine, Inspection
+from cachewright.decorator_ahead import Ahead, Keeping
+from cachewright.decorator_function import ATTRIBUTES, CachedFunction, CacheInfo
 from cachewright.errors import ConfigurationError
 from cachewright.key_template import KeyMaker, build_key_maker, function_name
 from cachewright.keys import check_tag
@@ -27,108 +29,8 @@ from cachewright.wrappers import INDEXED, make_wrapper
 
 __all__ = ["CacheInfo", "CachedFunction", "decorate"]
 
-P = ParamSpec("P")
-Q = ParamSpec("Q")
-R_co = TypeVar("R_co", covariant=True)  # results only come out
-Awaited = TypeVar("Awaited")
 
-
-class CacheInfo(NamedTuple):
-    """As `functools.lru_cache` has it; ``hits`` are this process's hits in memory."""
-
-    hits: int
-    misses: int
-    maxsize: int | None
-    currsize: int
-
-
-class CachedFunction(Generic[P, R_co]):
-    """What ``cached`` returns, as a type checker sees it; at run time a plain function has the same attributes.
-
-    A method's attributes are bound with it: ``service.get_user.invalidate(1)``.
-    """
-
-    __wrapped__: Callable[P, R_co]
-    __name__: str
-
-    def __init__(self, part: Decorated) -> None:
-        self._part = part
-        functools.update_wrapper(cast(Any, self), part.function)
-
-    def __repr__(self) -> str:
-        return f"<cached {self._part.maker.name} key={self._part.maker.template or 'automatic'}>"
-
-    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R_co:
-        """The cached result."""
-        return cast(R_co, self._part.call(args, kwargs))
-
-    @overload
-    def __get__(self, instance: None, owner: type) -> CachedFunction[P, R_co]: ...
-
-    @overload
-    def __get__(
-        self: CachedFunction[Concatenate[Any, Q], R_co], instance: object, owner: type | None = None
-    ) -> CachedFunction[Q, R_co]: ...
-
-    def __get__(self, instance: object | None, owner: type | None = None) -> Any:
-        return self if instance is None else CachedFunction(self._part.bound_to(instance))
-
-    def invalidate(self, *args: P.args, **kwargs: P.kwargs) -> bool:
-        """Drops the entry of these arguments in every tier; True if there was one."""
-        return self._part.invalidate(*args, **kwargs)
-
-    def refresh(self, *args: P.args, **kwargs: P.kwargs) -> R_co:
-        """Loads anew, even over a fresh entry, and returns the value; a failure keeps the last good one."""
-        return cast(R_co, self._part.refresh(*args, **kwargs))
-
-    def inspect(self, *args: P.args, **kwargs: P.kwargs) -> Inspection:
-        """What every tier holds for these arguments."""
-        return self._part.inspect(*args, **kwargs)
-
-    def key_for(self, *args: P.args, **kwargs: P.kwargs) -> str:
-        """The key of these arguments."""
-        return self._part.key_for(*args, **kwargs)
-
-    def cache_info(self) -> CacheInfo:
-        """Hits in memory, misses there, the memory's size and how many entries it holds."""
-        return self._part.cache_info()
-
-    def cache_clear(self) -> None:
-        """Drops all entries of this function, in all processes."""
-        self._part.cache_clear()
-
-    async def ainvalidate(self, *args: P.args, **kwargs: P.kwargs) -> bool:
-        """`invalidate`, awaited."""
-        return await self._part.ainvalidate(*args, **kwargs)
-
-    @overload
-    async def arefresh(
-        self: CachedFunction[P, Coroutine[Any, Any, Awaited]], *args: P.args, **kwargs: P.kwargs
-    ) -> Awaited: ...
-
-    @overload
-    async def arefresh(self, *args: P.args, **kwargs: P.kwargs) -> R_co: ...
-
-    async def arefresh(self, *args: P.args, **kwargs: P.kwargs) -> Any:
-        """`refresh`, awaited."""
-        return await self._part.arefresh(*args, **kwargs)
-
-    async def ainspect(self, *args: P.args, **kwargs: P.kwargs) -> Inspection:
-        """`inspect`, awaited."""
-        return await self._part.ainspect(*args, **kwargs)
-
-    async def acache_clear(self) -> None:
-        """`cache_clear`, awaited."""
-        await self._part.acache_clear()
-
-
-_ATTRIBUTES = (
-    "invalidate", "refresh", "inspect", "key_for", "cache_info", "cache_clear",
-    "ainvalidate", "arefresh", "ainspect", "acache_clear",
-)  # fmt: skip
-
-
-class Decorated:
+class Decorated(Ahead):
     """One decorated function: its key, tags and options, and the way of a call that the index did not answer."""
 
     def __init__(
@@ -142,7 +44,10 @@ class Decorated:
         tag_makers: tuple[KeyMaker, ...],
         *,
         typed: bool,
+        parts: set[Any],
+        keeping: Keeping | None,
     ) -> None:
+        self.parts, self.keeping = parts, keeping
         self.function, self.engine, self.threads, self.aio = function, engine, threads, aio
         self.maker, self.tag_makers = maker, tag_makers
         self.is_async = is_async(function)
@@ -183,6 +88,8 @@ class Decorated:
 
     def scall(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """A blocking call that the index did not answer."""
+        if self.keeping is not None:
+            self.keeping.begin(self, self.threads)
         key = self.maker(args, kwargs)
         found, value = self._local(key, args, kwargs)
         if found:
@@ -194,6 +101,8 @@ class Decorated:
 
     async def acall(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """An awaited call that the index did not answer."""
+        if self.keeping is not None:
+            self.keeping.begin(self, self.aio)
         key = self.maker(args, kwargs)
         found, value = self._local(key, args, kwargs)
         if found:
@@ -208,11 +117,14 @@ class Decorated:
     ) -> Coroutine[Any, Any, Any]:
         loader = functools.partial(self.function, *args, **kwargs)
         return self.engine.load(
-            rt, key, loader, self._with_tags(args, kwargs), implicit=(self.own_tag,), forced=forced
+            rt, key, loader, self.options_for(key, args, kwargs), implicit=(self.own_tag,), forced=forced
         )
 
-    def _with_tags(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Options:
+    def options_for(self, key: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Options:
+        """With the tags of these arguments; what is kept fresh by a schedule never expires, unless ``ttl`` was given."""
         options = self.options
+        if self.keeping is not None:
+            options = self.keeping.lasting(key, options)
         if not self.tag_makers:
             return options
         return replace(
@@ -229,6 +141,8 @@ class Decorated:
 
     def _remember(self, key: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Points the index at the node that memory holds now."""
+        if self.keeping is not None:
+            return  # each call must see whether the schedule runs in this process and on this loop
         memory = self.memory
         if (
             memory is None
@@ -304,6 +218,8 @@ def decorate(
     key: str | Callable[..., str] | None,
     ignore: Collection[str],
     typed: bool,
+    parts: set[Any],
+    keeping: Keeping | None,
 ) -> Any:
     """The cached form of a function, staticmethod, classmethod or method.
 
@@ -312,7 +228,16 @@ def decorate(
     """
     if isinstance(function, staticmethod | classmethod):
         inner = decorate(
-            function.__func__, engine, threads, aio, options, key=key, ignore=ignore, typed=typed
+            function.__func__,
+            engine,
+            threads,
+            aio,
+            options,
+            key=key,
+            ignore=ignore,
+            typed=typed,
+            parts=parts,
+            keeping=keeping,
         )
         return type(function)(inner) if isinstance(function, staticmethod) else _ClassMethod(inner)
     if not callable(function):
@@ -327,14 +252,25 @@ def decorate(
     plain = tuple(tag for tag in options.tags if "{" not in tag)
     templates = tuple(build_key_maker(function, tag) for tag in options.tags if "{" in tag)
     part = Decorated(
-        function, engine, threads, aio, replace(options, tags=plain), maker, templates, typed=typed
+        function,
+        engine,
+        threads,
+        aio,
+        replace(options, tags=plain),
+        maker,
+        templates,
+        typed=typed,
+        parts=parts,
+        keeping=keeping,
     )
+    if keeping is not None:
+        keeping.check(part, owner=_takes_owner(function))
     engine.state.decorated.add(part)
     if _takes_owner(function):
         return CachedFunction[Any, Any](part)
     wrapper = make_wrapper(part)
     functools.update_wrapper(wrapper, function)
-    for name in _ATTRIBUTES:
+    for name in ATTRIBUTES:
         setattr(wrapper, name, getattr(part, name))
     return wrapper
 

@@ -88,6 +88,16 @@ class Refresh:
         """Whether a firing is under way here: a run, or standing by for another process's run."""
         return self._busy
 
+    @property
+    def cancelled(self) -> bool:
+        """Whether it was cancelled, or ended by the cache's close."""
+        return self._election.stopped
+
+    def wake(self) -> None:
+        """In a forked child, takes the schedule up; elsewhere nothing."""
+        if self._job is None and not self._election.stopped:
+            self._schedules.arm(self)
+
     def pause(self) -> None:
         """No further firing in this process; other processes go on, and so does a run under way."""
         if self._job is not None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import weakref
-from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
 from datetime import tzinfo
 from types import FunctionType, MappingProxyType
 from typing import TYPE_CHECKING, Any, ParamSpec, Protocol, TypeVar, Unpack, overload
@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any, ParamSpec, Protocol, TypeVar, Unpack, ove
 from cachewright.codecs.annotations import loader_type
 from cachewright.core.engine import Engine
 from cachewright.decorator import CachedFunction, decorate
+from cachewright.decorator_ahead import Keeping
+from cachewright.errors import ConfigurationError
 from cachewright.options import Entry, Freshness, Options, Seconds, merge
 from cachewright.repository import Repository, Writes
 from cachewright.runtime.base import Runtime
@@ -70,6 +72,8 @@ class Strategies(WarmFace):
         *,
         key: str | Callable[..., str] | None = None,
         ignore: Collection[str] = (),
+        refresh_every: Seconds | str | Mapping[str, Any] | None = None,
+        refresh_for: Iterable[Any] | None = None,
         **options: Unpack[Freshness],
     ) -> _Decorate: ...
 
@@ -80,26 +84,35 @@ class Strategies(WarmFace):
         *,
         key: str | Callable[..., str] | None = None,
         ignore: Collection[str] = (),
+        refresh_every: Seconds | str | Mapping[str, Any] | None = None,
+        refresh_for: Iterable[Any] | None = None,
         **options: Any,
     ) -> Any:
         """Caches a function's results: ``@cache.cached`` or ``@cache.cached(ttl=30, key="user:{user_id}")``.
 
         Takes plain and ``async def`` functions, methods, static- and classmethods (put it above ``@staticmethod`` and
         ``@classmethod``). The result has the function's own signature, and ``invalidate``, ``refresh``, ``inspect``,
-        ``key_for``, ``cache_info``, ``cache_clear``, ``__wrapped__``; an ``async def`` also ``ainvalidate``,
-        ``arefresh``, ``ainspect``, ``acache_clear``.
+        ``key_for``, ``cache_info``, ``cache_clear``, ``warm``, ``keep_fresh``, ``__wrapped__``; an ``async def`` also ``ainvalidate``,
+        ``arefresh``, ``ainspect``, ``acache_clear``, ``awarm``, ``akeep_fresh``.
 
         Args:
             function: the function, without parentheses.
             key: a template of parameter names (``"user:{user_id}"``) or a callable of the same arguments. Left out:
                 module, name and arguments. Two closures that one factory made share a name: give them a ``key``.
             ignore: parameters to leave out of the key, such as ``("self", "db")``.
+            refresh_every: seconds or a crontab expression (or a mapping of the arguments of `refresh_every`): from the
+                first call in a process on, the calls of ``refresh_for`` are kept fresh by this schedule.
+            refresh_for: the calls that are scheduled, each a tuple of arguments, a dict of them by name, or the only
+                argument. Left out: the call without arguments, if the function allows it. ``keep_fresh`` adds more.
             **options: freshness options; ``tags`` may be templates too (``"user:{user_id}"``).
 
         Raises:
             ConfigurationError: an option, template or function that cannot work.
         """
         merged = merge(self.engine.options, options)
+        if refresh_for is not None and refresh_every is None:
+            raise ConfigurationError("refresh_for= needs refresh_every=: how often these calls are refreshed")
+        chosen = None if refresh_for is None else list(refresh_for)
 
         def wrap(target: Callable[..., Any]) -> Any:
             return decorate(
@@ -111,6 +124,8 @@ class Strategies(WarmFace):
                 key=key,
                 ignore=ignore,
                 typed="type" in options,
+                parts=self._parts,
+                keeping=None if refresh_every is None else self._keeping(refresh_every, chosen, options),
             )
 
         return wrap if function is None else wrap(function)
@@ -308,16 +323,24 @@ class Strategies(WarmFace):
         loader: Callable[[], Any],
         **how: Any,
     ) -> Refresh:
+        merged = self._load_options({"ttl": None, **given}, loader)
+        return self._add_schedule(rt, every, key, loader, merged, lease_given="lease" in given, **how)
+
+    def _add_schedule(self, rt: Runtime, *args: Any, **how: Any) -> Refresh:
         from cachewright.schedule import Schedules  # here: not everybody schedules, and imports cost
 
-        merged = self._load_options({"ttl": None, **given}, loader)
         with _FIRST:
             schedules = self._schedules
             if schedules is None:
                 schedules = self._schedules = Schedules(self.engine, self._threads, self._aio)
                 self._parts.add(schedules)
                 weakref.finalize(self, schedules.abandon).atexit = False
-        return schedules.add(rt, every, key, loader, merged, lease_given="lease" in given, **how)
+        return schedules.add(rt, *args, **how)
+
+    def _keeping(self, every: Any, chosen: list[Any] | None, given: Mapping[str, Any]) -> Keeping:
+        return Keeping(
+            self._add_schedule, every, chosen, ttl_given="ttl" in given, lease_given="lease" in given
+        )
 
     def _load_options(self, given: Freshness, loader: Callable[..., Any], *, many: bool = False) -> Options:
         """Merged options; the type is the loader's return annotation unless given."""
