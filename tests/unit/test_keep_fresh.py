@@ -181,6 +181,9 @@ def test_on_an_event_loop_and_on_the_next_one(namespace: str):
         assert refresh.runs >= 1
         assert set(loops[before:]) == {asyncio.get_running_loop()}
         assert await rates.akeep_fresh(1) is refresh
+        refresh.pause()
+        await auntil(lambda: not refresh.running)
+        await rates(1)  # from here on memory has what the last run stored, for ever
 
     asyncio.run(main())
     first = len(loops)
