@@ -423,6 +423,30 @@ def test_a_held_key_keeps_flushers_off_and_takes_an_append(desk):
     assert (record.payload, record.sequence, record.suspect) == (b"2", newer, False)
 
 
+def test_a_save_through_that_failed_opens_no_way_past_the_bound(make_desk):
+    """The key that it leaves would count as dirty; put again, it would come in beside as many as there are keys."""
+    desk = make_desk(max_dirty=1)
+    desk.put("dirty")
+    first = desk.do("hold", "a", b"through1", 5)
+    failure = Failure("a", first, "Boom: x", desk.clock.time, unknown=True)
+    desk.do("fail", b"through1", [failure], settle=5)
+    with pytest.raises(BufferFull):
+        desk.put("a")
+    with pytest.raises(BufferFull):
+        desk.put("a", overflow=True)
+    # nor can it be saved through: the first try may still land, and over a state that nobody would save again
+    assert desk.do("hold", "a", b"through2", 5) is None
+    desk.clock.time += 5
+    left, dirty = sorted(desk.claim(), key=lambda record: record.key)
+    assert (left.key, left.state, dirty.key) == ("a", "held", "dirty")
+    desk.ack(left)
+    desk.ack(dirty)
+    desk.clock.time += 5
+    (left,) = desk.claim()  # settled: its slot is dropped once more
+    desk.ack(left)
+    assert desk.do("hold", "a", b"through2", 5) is not None
+
+
 def test_a_held_key_of_a_dead_writer_settles_and_goes(desk):
     desk.do("hold", "a", b"through!", 5)
     desk.clock.time += 6

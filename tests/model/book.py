@@ -32,6 +32,11 @@ class Kept:
     def size(self) -> int:
         return 0 if self.state == "held" else len(self.key) + 2 + len(self.payload or b"")
 
+    @property
+    def is_left(self) -> bool:
+        """Held by nobody: what a save through of unknown outcome leaves."""
+        return self.state == "held" and self.token is None
+
     def let_go(self) -> None:
         self.token = None
 
@@ -53,7 +58,7 @@ class Book:
         return self.last
 
     def fits(self, news: dict[str, bytes | None], overflow: bool) -> bool:
-        clean = [key for key in news if key not in self.kept]
+        clean = [key for key in news if key not in self.kept or self.kept[key].is_left]
         added = [key for key in news if key in clean or self.kept[key].state == "held"]
         sizes = {one.key: one.size for one in self.kept.values()}
         more = sum(len(key) + 2 + len(value or b"") - sizes.get(key, 0) for key, value in news.items())

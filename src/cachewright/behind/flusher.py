@@ -9,22 +9,23 @@ from __future__ import annotations
 import os
 import threading
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, TypeVar
 
-from cachewright.behind.buffers.base import Buffer, BufferStats, NewRecord
+from cachewright.behind.buffers.base import Buffer, BufferStats, NewRecord, Record
 from cachewright.behind.intake import Intake
 from cachewright.behind.rounds import AfterSave, Rounds
 from cachewright.behind.saving import Savers
 from cachewright.behind.types import BehindOptions
-from cachewright.errors import ConfigurationError, FlushTimeout
+from cachewright.errors import BufferUnavailable, ConfigurationError, FlushTimeout
 from cachewright.events import BackgroundFailed, Hub
 from cachewright.runtime.base import Job, Runtime, Waiter, drive
 from cachewright.runtime.threads import THREADS
 
 __all__ = ["Flusher", "FlusherStats", "Where", "find_flusher", "known_flushers"]
 
+T = TypeVar("T")
 Where = Literal["background", "none", "worker", "celery"]
 _LONGEST_PAUSE = 2.0  # between rounds while the buffer, or a shard of it, fails: the others have records of other processes
 
@@ -224,19 +225,20 @@ class Flusher:
 
         Raises:
             FlushTimeout: dirty keys remained, or records became dead letters meanwhile; it names them.
+            BufferUnavailable: the buffer is away, and still was when the time was over.
         """
         if not self.buffer.exists:
             return
         self._own_process()
-        if self._saves_here and not self.is_running():  # else the work is done elsewhere, and this one only waits
+        if self._saves_here and not self.is_running():  # else others do the work, and this one only waits
             self.check_face(rt)
         self.start(rt)
         deadline = None if timeout is None else rt.monotonic() + timeout
-        dead = {record.key for record in await self.buffer.records(rt, dead=True)}
+        dead = {record.key for record in await self._dead(rt, deadline)}
         with self._lock:
             self._flushing += 1
         try:
-            while (due := await self.buffer.next_due(rt, hurry=True)) is not None:
+            while (due := await self._patiently(rt, deadline, self._next_in_a_hurry)) is not None:
                 left = 0.05 if deadline is None else deadline - rt.monotonic()
                 if left <= 0:
                     raise await self._too_late(rt, timeout)
@@ -247,13 +249,31 @@ class Flusher:
         finally:
             with self._lock:
                 self._flushing -= 1
-        died = [r for r in await self.buffer.records(rt, dead=True) if r.key not in dead]
+        died = [record for record in await self._dead(rt, deadline) if record.key not in dead]
         if died:
             raise FlushTimeout(
                 f"{self.repository}: {len(died)} record(s) were given up and are dead letters now, the first: "
                 f"{died[0].key!r} ({died[0].last_error})",
                 [record.key for record in died],
             )
+
+    async def _next_in_a_hurry(self, rt: Runtime) -> float | None:
+        return await self.buffer.next_due(rt, hurry=True)
+
+    async def _dead(self, rt: Runtime, deadline: float | None) -> list[Record]:
+        return await self._patiently(rt, deadline, lambda rt: self.buffer.records(rt, dead=True))
+
+    async def _patiently(
+        self, rt: Runtime, deadline: float | None, ask: Callable[[Runtime], Awaitable[T]]
+    ) -> T:
+        """Asks a buffer that is away again until the deadline: a server that was restarted is back in a moment."""
+        while True:
+            try:
+                return await ask(rt)
+            except BufferUnavailable:
+                if deadline is None or rt.monotonic() >= deadline:
+                    raise
+            await rt.sleep(min(self.options.poll, max(0.001, deadline - rt.monotonic())))
 
     async def _too_late(self, rt: Runtime, timeout: float | None) -> FlushTimeout:
         dirty = await self.buffer.records(rt)

@@ -11,6 +11,7 @@ from cachewright.runtime.base import Runtime
 
 __all__ = ["Intake"]
 
+_ATTEMPTS = 3
 Room = Callable[[Runtime, float], Awaitable[None]]
 Through = Callable[[Runtime, Record, bytes], Awaitable[None]]
 
@@ -49,16 +50,23 @@ class Intake:
             await room(rt, left)
 
     async def _save_through(self, rt: Runtime, new: NewRecord, through: Through) -> int:
+        attempts = 0
         while True:
+            attempts += 1
             try:
                 taken = await self._buffer.append(rt, [new], delay=self._options.delay, overflow=True)
                 return taken[0]
-            except BufferFull:
+            except BufferFull as full:
                 token = rt.new_id()
                 # without the claim an append and its flusher could overtake this save, which would then land over them
                 sequence = await self._buffer.hold(rt, new.key, token, self._options.claim)
+                if sequence is None and attempts == _ATTEMPTS:
+                    raise BufferFull(
+                        f"{full}; and {new.key!r} cannot be saved through: an earlier save of it, of unknown outcome, "
+                        f"may still land over this one; try again in {self._options.settle:g} s"
+                    ) from None
             if sequence is None:
-                continue  # the key has a record by now, which an append may always replace
+                continue  # a record has come by now, which an append may replace; or one is held by nobody
             now = rt.now()
             record = Record(
                 new.key,

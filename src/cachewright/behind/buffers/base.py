@@ -170,6 +170,9 @@ class Buffer(ABC):
     async def hold(self, rt: Runtime, key: str, token: bytes, life: float) -> int | None:
         """Claims a key that has no record, to save it through; None where it has one now.
 
+        Where that is only held, by nobody, an earlier save through may still land: a later one of a state that is not
+        kept, to be saved once more, could be overwritten by it. So that key must wait until its record has settled.
+
         Returns:
             A sequence, as `append` would have given. End it by `acknowledge` or `fail`.
         """

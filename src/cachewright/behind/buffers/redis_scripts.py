@@ -34,7 +34,8 @@ for i = 12, #ARGV, 7 do
   local r = load(ARGV[i])
   if r == false then return damaged(ARGV[i]) end
   found[i] = r
-  if not r then fresh = fresh + 1 end
+  -- held by nobody: a save through that may still land; taken for one that is dirty it would pass the bound
+  if not r or (r[STATE] == HELD and r[TOKEN] == '') then fresh = fresh + 1 end
   if not r or r[STATE] == HELD then added = added + 1 end
   more = more + tonumber(ARGV[i + 6]) - (r and r[SIZE] or 0)
 end

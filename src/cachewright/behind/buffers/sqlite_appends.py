@@ -61,20 +61,22 @@ class Appends:
                     scope.id, new.key, new.id, state, new.payload, new.codec, new.codec_flags, sequence, size,
                     now, now + work.delay,
                 )  # fmt: skip
-                have[new.key] = (state, size)
+                have[new.key] = (state, size, False)
                 sequences.append(sequence)
             outcomes.append((sequences, None))
         upsert(db, list(rows.values()))
         scope.keep(db)
         return outcomes
 
-    def _admit(self, scope: Scope, have: dict[str, tuple[int, int]], work: Append) -> None:
+    def _admit(self, scope: Scope, have: dict[str, tuple[int, int, bool]], work: Append) -> None:
         """Counts the records in, or refuses before anything has changed."""
         fresh, added, more = 0, 0, 0
         for new in work.records:
             found = have.get(new.key)
-            fresh += found is None
-            added += found is None or found[0] == HELD
+            held = found is not None and found[0] == HELD
+            # held by nobody: a save through that may still land; taken for one that is dirty it would pass the bound
+            fresh += found is None or (held and found[2])
+            added += found is None or held
             more += new.size - (found[1] if found else 0)
         too_many = fresh > 0 and scope.records + added > self._max_records
         overflows = work.overflow and not fresh
