@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from cachewright.schedule import Refresh
     from cachewright.warm_plan import Progress, WarmReport
 
-__all__ = ["Ahead", "Keeping", "as_call"]
+__all__ = ["Ahead", "Keeping", "as_call", "part_of"]
 
 Call = tuple[tuple[Any, ...], dict[str, Any]]
 _TIMES = ("every", "cron", "timezone", "now", "spread", "scheduler")
@@ -35,6 +35,13 @@ def as_call(item: Any) -> Call:
     if isinstance(item, dict):
         return (), item
     return (item,), {}
+
+
+def part_of(function: object) -> Ahead | None:
+    """What stands behind a decorated function or bound method; None where it is none."""
+    part = getattr(getattr(function, "warm", None), "__self__", None)
+    part = getattr(part, "_part", part)
+    return part if isinstance(part, Ahead) else None
 
 
 class Ahead:

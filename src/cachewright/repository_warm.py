@@ -46,6 +46,18 @@ class WarmIdsFace(Generic[Id]):
     def _many_loader(self, rt: Runtime, by_key: Mapping[str, Id]) -> Callable[[list[str]], Any]:
         raise NotImplementedError
 
+    @property
+    def warmed_by(self) -> Callable[..., Any]:
+        """The function of the origin that ``warm`` calls: ``load_many`` where there is one."""
+        load = self._origin.load_many or self._origin.load
+        assert load is not None  # its maker sees to that
+        return load
+
+    @property
+    def loads_many(self) -> bool:
+        """Whether ``warm`` loads in batches."""
+        return self._origin.load_many is not None
+
     def warm(
         self,
         ids: Iterable[Id],
@@ -67,8 +79,7 @@ class WarmIdsFace(Generic[Id]):
         Raises:
             ConfigurationError: arguments that cannot work, or an async loader (await `awarm`).
         """
-        load = self._origin.load_many or self._origin.load
-        if load is not None and is_async(load):
+        if is_async(self.warmed_by):
             raise ConfigurationError(f"the loader of repository {self.name!r} is async: await awarm(…)")
         return drive(self._warm(self._threads, ids, concurrency, batch_size, progress))
 
@@ -95,7 +106,7 @@ class WarmIdsFace(Generic[Id]):
             key_of=self.key_for,
             options_of=lambda *_: self.options,
             one=self._loader,
-            many=self._many_loader if self._origin.load_many is not None else None,
+            many=self._many_loader if self.loads_many else None,
             label_of=lambda one, _: one,
             implicit=(self._tag,),
         )

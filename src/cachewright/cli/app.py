@@ -16,6 +16,7 @@ from rich.console import Console
 
 from cachewright import __version__
 from cachewright.cli.buffer import buffer
+from cachewright.cli.warm import warm
 from cachewright.cli.worker import work
 from cachewright.errors import ConfigurationError
 from cachewright.tour.render_json import JsonListener
@@ -36,6 +37,7 @@ app = typer.Typer(
 
 
 app.command("worker")(work)
+app.command("warm")(warm)
 app.add_typer(buffer, name="buffer")
 
 

@@ -13,11 +13,12 @@ from types import ModuleType
 from typing import Any
 
 from cachewright.behind.operating import Operating, hosted, safe_text
-from cachewright.cache import Cache
+from cachewright.cache import _CACHES, Cache
+from cachewright.core.engine import Engine
 from cachewright.errors import ConfigurationError
 from cachewright.spelling import did_you_mean
 
-__all__ = ["behind_parts", "load_cache", "opened"]
+__all__ = ["behind_parts", "cache_of", "load_cache", "load_object", "opened"]
 
 
 @contextmanager
@@ -41,20 +42,7 @@ def load_cache(target: str) -> Cache:
     Raises:
         ConfigurationError: it names no cache.
     """
-    module_name, colon, path = target.partition(":")
-    if not colon or not module_name or not path or "/" in target or module_name.endswith(".py"):
-        hint = module_name.removesuffix(".py").replace("/", ".").strip(".") or "shop"
-        raise ConfigurationError(
-            f"{target!r}: expected module:cache, such as {hint}:{path or 'cache'}, where the module is importable from "
-            f"this folder and the attribute is a Cache"
-        )
-    module = _import(target, module_name)
-    found: Any = module
-    for name in path.split("."):
-        try:
-            found = getattr(found, name)
-        except AttributeError:
-            raise _no_attribute(target, module, name) from None
+    module, found = load_object(target, "cache", "a Cache")
     if not isinstance(found, Cache) and callable(found):
         found = _call(target, found)
     if not isinstance(found, Cache):
@@ -63,6 +51,34 @@ def load_cache(target: str) -> Cache:
             f"returns one{_caches(module)}"
         )
     return found
+
+
+def load_object(target: str, word: str, what: str) -> tuple[ModuleType, Any]:
+    """The module of a target and the object that it names, the module looked for in the current folder first.
+
+    Args:
+        target: ``module:name``, or ``module:name.name``.
+        word: such a name, for the message.
+        what: what the object should be, for the message.
+
+    Raises:
+        ConfigurationError: there is no such module or attribute.
+    """
+    module_name, colon, path = target.partition(":")
+    if not colon or not module_name or not path or "/" in target or module_name.endswith(".py"):
+        hint = module_name.removesuffix(".py").replace("/", ".").strip(".") or "shop"
+        raise ConfigurationError(
+            f"{target!r}: expected module:{word}, such as {hint}:{path or word}, where the module is importable from "
+            f"this folder and the attribute is {what}"
+        )
+    module = _import(target, module_name)
+    found: Any = module
+    for name in path.split("."):
+        try:
+            found = getattr(found, name)
+        except AttributeError:
+            raise _no_attribute(target, module, name) from None
+    return module, found
 
 
 def _import(target: str, name: str) -> ModuleType:
@@ -109,6 +125,11 @@ def _no_attribute(target: str, module: ModuleType, name: str) -> ConfigurationEr
 def _caches(module: ModuleType) -> str:
     names = [name for name, value in vars(module).items() if isinstance(value, Cache)]
     return f"; its caches: {', '.join(names)}" if names else ""
+
+
+def cache_of(engine: Engine) -> Cache | None:
+    """The cache that a decorated function belongs to; None where only the function holds on to it."""
+    return next((cache for cache in _CACHES if cache.engine is engine), None)
 
 
 def behind_parts(cache: Cache, target: str, names: Sequence[str]) -> list[Operating]:
