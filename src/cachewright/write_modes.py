@@ -57,7 +57,7 @@ class WriteBehind:
         max_dirty: most records in the buffer.
         max_dirty_bytes: most bytes in the buffer.
         on_full: what `put` does at a full buffer: ``"block"`` (up to ``full_timeout``), ``"raise"`` or ``"through"``.
-        full_timeout: how long ``"block"`` waits before `BufferFull`.
+        full_timeout: how long ``"block"`` waits before `BufferFull`; ``"through"`` waits so long for an earlier save of the key.
         claim: life of a flusher's claim, renewed while a saver runs.
         settle: how long a save of unknown outcome may still land.
         flusher: ``"background"`` (a thread or task of this process), ``"celery"`` (``CACHEWRIGHT_BROKER`` names the

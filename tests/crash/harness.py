@@ -134,6 +134,7 @@ class Child:
     def close(self) -> None:
         """Ends it."""
         self._watch.cancel()
+        self._watch.join(5)
         self.process.kill()
         self.process.wait()
         if self._reader is not None:

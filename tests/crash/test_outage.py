@@ -63,9 +63,9 @@ def watch(runs: Sequence[Run], children: Sequence[Child], seconds: float) -> Non
     sizes: list[int] = []
     while True:
         for run, buffer in zip(runs, buffers, strict=True):
-            # A key that is being saved through has a place in the buffer, and so its next write has, however full it is.
+            # A key that a caller is just saving through has a place, however full the buffer is: its next write has it.
             through = run.order.behind["on_full"] == "through"
-            assert drive(buffer.stats(THREADS)).dirty <= (run.order.keys if through else MOST)
+            assert drive(buffer.stats(THREADS)).dirty <= MOST + (run.order.callers if through else 0)
         told = min(run.ledger.failed - some for run, some in zip(runs, before, strict=True))
         sizes = sizes or ([process.memory_info().rss for process in processes] if told >= 20 else [])
         spent = time.monotonic() - begun

@@ -32,11 +32,6 @@ class Kept:
     def size(self) -> int:
         return 0 if self.state == "held" else len(self.key) + 2 + len(self.payload or b"")
 
-    @property
-    def is_left(self) -> bool:
-        """Held by nobody: what a save through of unknown outcome leaves."""
-        return self.state == "held" and self.token is None
-
     def let_go(self) -> None:
         self.token = None
 
@@ -58,11 +53,10 @@ class Book:
         return self.last
 
     def fits(self, news: dict[str, bytes | None], overflow: bool) -> bool:
-        clean = [key for key in news if key not in self.kept or self.kept[key].is_left]
-        added = [key for key in news if key in clean or self.kept[key].state == "held"]
+        clean = [key for key in news if key not in self.kept or self.kept[key].state == "held"]
         sizes = {one.key: one.size for one in self.kept.values()}
         more = sum(len(key) + 2 + len(value or b"") - sizes.get(key, 0) for key, value in news.items())
-        if clean and len(self.real) + len(added) > MOST:
+        if clean and len(self.real) + len(clean) > MOST:
             return False
         return more <= 0 or sum(sizes.values()) + more <= MOST_BYTES or (overflow and not clean)
 

@@ -11,6 +11,7 @@ import threading
 import weakref
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal, TypeVar
 
 from cachewright.behind.buffers.base import Buffer, BufferStats, NewRecord, Record
@@ -26,6 +27,7 @@ from cachewright.runtime.threads import THREADS
 __all__ = ["Flusher", "FlusherStats", "Where", "find_flusher", "known_flushers"]
 
 T = TypeVar("T")
+Ask = Callable[[], Awaitable[T]]
 Where = Literal["background", "none", "worker", "celery"]
 _LONGEST_PAUSE = 2.0  # between rounds while the buffer, or a shard of it, fails: the others have records of other processes
 
@@ -128,7 +130,7 @@ class Flusher:
         if self._saves_here:
             self.check_face(rt)
         self.start(rt)
-        sequences = await self._intake.append(rt, records, self._room, self._rounds.through)
+        sequences = await self._intake.append(rt, records, self._room, self._through)
         self.ring()
         if self._notify is not None:
             self._notify([record.key for record in records])
@@ -138,6 +140,12 @@ class Flusher:
         """Waits for a round to end, here or (by polling) elsewhere."""
         self.ring()
         await self._watch(rt, min(timeout, 0.25))
+
+    async def _through(self, rt: Runtime, record: Record, token: bytes) -> None:
+        try:
+            await self._rounds.through(rt, record, token)
+        finally:
+            self._tell_watchers()
 
     async def step(self, rt: Runtime, *, keys: Sequence[str] | None = None, hurry: bool = False) -> int:
         """Claims, saves and acknowledges one batch.
@@ -191,8 +199,7 @@ class Flusher:
 
     def ring(self) -> None:
         """Wakes the background work of this process."""
-        bell = self._bell
-        if bell is not None:
+        if (bell := self._bell) is not None:
             bell.set()
 
     async def _run(self, rt: Runtime) -> None:
@@ -220,8 +227,7 @@ class Flusher:
     async def flush(self, rt: Runtime, timeout: float | None = None) -> None:
         """Returns when nothing is dirty (settling records are dirty; dead letters are not).
 
-        The coalescing window is not waited for, back-offs are. With ``where="none"`` it saves by itself, and the
-        deadline is looked at between batches.
+        It waits for no coalescing window, but for back-offs. With ``where="none"`` it looks at the deadline after each batch.
 
         Raises:
             FlushTimeout: dirty keys remained, or records became dead letters meanwhile; it names them.
@@ -235,10 +241,11 @@ class Flusher:
         self.start(rt)
         deadline = None if timeout is None else rt.monotonic() + timeout
         dead = {record.key for record in await self._dead(rt, deadline)}
+        look = partial(self.buffer.next_due, rt, hurry=True)
         with self._lock:
             self._flushing += 1
         try:
-            while (due := await self._patiently(rt, deadline, self._next_in_a_hurry)) is not None:
+            while (due := await self._patiently(rt, deadline, look)) is not None:
                 left = 0.05 if deadline is None else deadline - rt.monotonic()
                 if left <= 0:
                     raise await self._too_late(rt, timeout)
@@ -257,19 +264,14 @@ class Flusher:
                 [record.key for record in died],
             )
 
-    async def _next_in_a_hurry(self, rt: Runtime) -> float | None:
-        return await self.buffer.next_due(rt, hurry=True)
-
     async def _dead(self, rt: Runtime, deadline: float | None) -> list[Record]:
-        return await self._patiently(rt, deadline, lambda rt: self.buffer.records(rt, dead=True))
+        return await self._patiently(rt, deadline, lambda: self.buffer.records(rt, dead=True))
 
-    async def _patiently(
-        self, rt: Runtime, deadline: float | None, ask: Callable[[Runtime], Awaitable[T]]
-    ) -> T:
+    async def _patiently(self, rt: Runtime, deadline: float | None, ask: Callable[[], Awaitable[T]]) -> T:
         """Asks a buffer that is away again until the deadline: a server that was restarted is back in a moment."""
         while True:
             try:
-                return await ask(rt)
+                return await ask()
             except BufferUnavailable:
                 if deadline is None or rt.monotonic() >= deadline:
                     raise

@@ -11,7 +11,6 @@ from cachewright.runtime.base import Runtime
 
 __all__ = ["Intake"]
 
-_ATTEMPTS = 3
 Room = Callable[[Runtime, float], Awaitable[None]]
 Through = Callable[[Runtime, Record, bytes], Awaitable[None]]
 
@@ -40,7 +39,7 @@ class Intake:
                 return await self._buffer.append(rt, records, delay=options.delay)
             except BufferFull as full:
                 if options.on_full == "through":
-                    return [await self._save_through(rt, record, through) for record in records]
+                    return [await self._save_through(rt, record, room, through) for record in records]
                 too_large = sum(record.size for record in records) > options.max_dirty_bytes
                 if options.on_full == "raise" or too_large or len(records) > options.max_dirty:
                     raise
@@ -49,10 +48,9 @@ class Intake:
                     raise BufferFull(f"waited {options.full_timeout:g} s: {full}") from None
             await room(rt, left)
 
-    async def _save_through(self, rt: Runtime, new: NewRecord, through: Through) -> int:
-        attempts = 0
+    async def _save_through(self, rt: Runtime, new: NewRecord, room: Room, through: Through) -> int:
+        ends = rt.monotonic() + self._options.full_timeout
         while True:
-            attempts += 1
             try:
                 taken = await self._buffer.append(rt, [new], delay=self._options.delay, overflow=True)
                 return taken[0]
@@ -60,13 +58,15 @@ class Intake:
                 token = rt.new_id()
                 # without the claim an append and its flusher could overtake this save, which would then land over them
                 sequence = await self._buffer.hold(rt, new.key, token, self._options.claim)
-                if sequence is None and attempts == _ATTEMPTS:
+                left = ends - rt.monotonic()
+                if sequence is None and left <= 0:
                     raise BufferFull(
-                        f"{full}; and {new.key!r} cannot be saved through: an earlier save of it, of unknown outcome, "
-                        f"may still land over this one; try again in {self._options.settle:g} s"
+                        f"{full}; and {new.key!r} cannot be saved through: for {self._options.full_timeout:g} s an "
+                        f"earlier save of it was under way, or might still land over this one"
                     ) from None
             if sequence is None:
-                continue  # a record has come by now, which an append may replace; or one is held by nobody
+                await room(rt, left)  # its record goes, or takes a state and with it an append
+                continue
             now = rt.now()
             record = Record(
                 new.key,

@@ -49,7 +49,7 @@ class BehindOptions:
         max_dirty_bytes: most bytes of keys, ids and payloads in the buffer.
         on_full: a full buffer makes `put` wait (``"block"``), raise `BufferFull` (``"raise"``) or save at once while
             it holds the key's claim (``"through"``). A key that is dirty already is always taken.
-        full_timeout: how long ``"block"`` waits before `BufferFull`.
+        full_timeout: how long ``"block"`` waits before `BufferFull`; ``"through"`` waits so long for an earlier save of the key.
         claim: life of a claim; renewed while the saver runs. A dead process of the same host frees it at once.
         settle: how long a save of unknown outcome may still land; the record is saved once more after it.
         ordered_saver: the saver refuses older sequences, so nothing needs settling.

@@ -163,15 +163,15 @@ class Buffer(ABC):
             The sequence of each.
 
         Raises:
-            BufferFull: over the bounds; a key that has a record is never refused for their number.
+            BufferFull: over the bounds; a key that has a state is never refused for their number.
         """
 
     @abstractmethod
     async def hold(self, rt: Runtime, key: str, token: bytes, life: float) -> int | None:
         """Claims a key that has no record, to save it through; None where it has one now.
 
-        Where that is only held, by nobody, an earlier save through may still land: a later one of a state that is not
-        kept, to be saved once more, could be overwritten by it. So that key must wait until its record has settled.
+        Also where that is only held: a save through is under way, or may still land, over a later one of a state that
+        nobody keeps to save it once more. So that key waits until its record is gone.
 
         Returns:
             A sequence, as `append` would have given. End it by `acknowledge` or `fail`.

@@ -29,18 +29,16 @@ return {'ok', server}
 APPEND = _script("""
 local delay, overflow, newer = tonumber(ARGV[5]), ARGV[6] == '1', tonumber(ARGV[10])
 local most, most_bytes = tonumber(ARGV[7]), tonumber(ARGV[bytes > 0 and 8 or 9])
-local found, fresh, added, more = {}, 0, 0, 0
+local found, fresh, more = {}, 0, 0
 for i = 12, #ARGV, 7 do
   local r = load(ARGV[i])
   if r == false then return damaged(ARGV[i]) end
   found[i] = r
-  -- held by nobody: a save through that may still land; taken for one that is dirty it would pass the bound
-  if not r or (r[STATE] == HELD and r[TOKEN] == '') then fresh = fresh + 1 end
-  if not r or r[STATE] == HELD then added = added + 1 end
+  if not r or r[STATE] == HELD then fresh = fresh + 1 end -- held: it has no state that could be replaced
   more = more + tonumber(ARGV[i + 6]) - (r and r[SIZE] or 0)
 end
 local records = call('ZCARD', DIRTY) + call('ZCARD', DEAD)
-if (fresh > 0 and records + added > most)
+if (fresh > 0 and records + fresh > most)
   or (more > 0 and bytes + more > most_bytes and not (overflow and fresh == 0)) then
   return {'full', server, records, bytes, more}
 end

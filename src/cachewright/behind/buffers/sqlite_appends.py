@@ -61,24 +61,21 @@ class Appends:
                     scope.id, new.key, new.id, state, new.payload, new.codec, new.codec_flags, sequence, size,
                     now, now + work.delay,
                 )  # fmt: skip
-                have[new.key] = (state, size, False)
+                have[new.key] = (state, size)
                 sequences.append(sequence)
             outcomes.append((sequences, None))
         upsert(db, list(rows.values()))
         scope.keep(db)
         return outcomes
 
-    def _admit(self, scope: Scope, have: dict[str, tuple[int, int, bool]], work: Append) -> None:
+    def _admit(self, scope: Scope, have: dict[str, tuple[int, int]], work: Append) -> None:
         """Counts the records in, or refuses before anything has changed."""
-        fresh, added, more = 0, 0, 0
+        fresh, more = 0, 0
         for new in work.records:
             found = have.get(new.key)
-            held = found is not None and found[0] == HELD
-            # held by nobody: a save through that may still land; taken for one that is dirty it would pass the bound
-            fresh += found is None or (held and found[2])
-            added += found is None or held
+            fresh += found is None or found[0] == HELD  # held: it has no state that could be replaced
             more += new.size - (found[1] if found else 0)
-        too_many = fresh > 0 and scope.records + added > self._max_records
+        too_many = fresh > 0 and scope.records + fresh > self._max_records
         overflows = work.overflow and not fresh
         too_large = more > 0 and scope.bytes + more > self._max_bytes and not overflows
         if too_many or too_large:
@@ -87,5 +84,5 @@ class Appends:
                 f"{self._max_records}, {scope.bytes} bytes of at most {self._max_bytes}, and {more} more to come; "
                 f"wait for the flusher, look at its dead letters, or raise max_dirty or max_dirty_bytes"
             )
-        scope.records += added
+        scope.records += fresh
         scope.bytes += more

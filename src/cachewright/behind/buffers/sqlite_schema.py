@@ -148,21 +148,13 @@ class Scope:
             raise _damaged(f"a time reads {shorten(value)}")
         return value
 
-    def sizes(self, db: sqlite3.Connection, keys: Sequence[str]) -> dict[str, tuple[int, int, bool]]:
-        """State, size and whether it is unclaimed, of each record that is there.
-
-        As one row: each row of a cursor costs a switch of threads.
-        """
-        found: dict[str, tuple[int, int, bool]] = {}
+    def sizes(self, db: sqlite3.Connection, keys: Sequence[str]) -> dict[str, tuple[int, int]]:
+        """State and size of each record that is there. As one row: each row of a cursor costs a switch of threads."""
+        found: dict[str, tuple[int, int]] = {}
         for some in chunks(keys):
-            ask = (
-                "SELECT json_group_array(json_array(key, state, size, token IS NULL)) FROM record "
-                f"WHERE scope = ? AND key IN ({marks(some)})"
-            )
-            rows: list[tuple[str, int, int, int]] = json.decode(
-                db.execute(ask, (self.id, *some)).fetchone()[0]
-            )
-            found.update((key, (state, size, bool(free))) for key, state, size, free in rows)
+            ask = f"SELECT json_group_array(json_array(key, state, size)) FROM record WHERE scope = ? AND key IN ({marks(some)})"
+            rows: list[tuple[str, int, int]] = json.decode(db.execute(ask, (self.id, *some)).fetchone()[0])
+            found.update((key, (state, size)) for key, state, size in rows)
         return found
 
     def keep(self, db: sqlite3.Connection) -> None:

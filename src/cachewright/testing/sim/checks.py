@@ -163,25 +163,18 @@ def _is_the_buffers(run: Run, call: Call, error: BufferError) -> bool:
     lasted = (call.end or 0.0) - call.start
     if isinstance(error, BufferFull):
         rule = behind.get("on_full", "block")
-        waited = rule == "block" and lasted >= behind.get("full_timeout", 5.0)
+        waited = rule in ("block", "through") and lasted >= behind.get("full_timeout", 5.0)
         most = behind.get("max_dirty", 100_000)
         together = sum(one.steps == call.steps and one.text == call.text for one in run.history.calls)
         at_once = rule != "through" and together > most
         over = len(run.plan.keys) > most
-        unsure = rule == "through" and _may_still_land(run, str(error))
-        return call.kind == "change" and over and (rule == "raise" or waited or at_once or unsure)
+        return call.kind == "change" and over and (rule == "raise" or waited or at_once)
     if isinstance(error, FlushTimeout):
         may_die = "max_attempts" in behind
         return call.kind == "flush" and (may_die or lasted >= float(call.text.partition("(")[2][:-1]))
     if not isinstance(error, BufferUnavailable) or run.plan.disk == CALM:
         return False
     return call.kind != "read" or any(_is_of(call, load) for load in run.history.failures)
-
-
-def _may_still_land(run: Run, words: str) -> bool:
-    """Whether a save through a full buffer is rightly refused: an earlier one failed, or died with its process."""
-    names = [f":{save.key}' cannot be saved through" for save in run.history.failed_saves]
-    return "cannot be saved through" in words and (bool(run.plan.blows) or any(name in words for name in names))
 
 
 def _is_not_its_save(run: Run, call: Call) -> bool:
