@@ -26,6 +26,7 @@ from cachewright.runtime.base import Runtime, Waiter
 
 __all__ = ["get_or_load"]
 
+MAX_HANDED_ON = 100  # leaders who were taken away, before one who followed them all goes on alone
 LOOK_AGAIN = 0.5  # seconds after which one who waits makes sure that the leader still lives
 
 
@@ -39,7 +40,8 @@ async def get_or_load(state: State, rt: Runtime, plan: Plan) -> Any:
     """
     started = rt.monotonic()  # the timeouts count from here, however often this caller has to begin anew
     # One who cannot use a flight's result goes round again; the third time alone, so that nobody starves.
-    for turn in range(3):
+    turn = handed_on = 0
+    while turn < 3:
         mine = Flight(plan.forced)
         try:
             if turn < 2:
@@ -64,6 +66,10 @@ async def get_or_load(state: State, rt: Runtime, plan: Plan) -> Any:
             return value
         if leads and flight.outcome is not Outcome.HANDED_ON:
             return flight.value  # a loader of many keys left this one out
+        if flight.outcome is Outcome.HANDED_ON and not leads and handed_on < MAX_HANDED_ON:
+            handed_on += 1  # of those who wait together one leads: alone, each would wait for that one's lease
+        else:
+            turn += 1
     return await _lead(state, rt, plan, Flight(plan.forced))  # what leads behind the caller is being stopped
 
 
