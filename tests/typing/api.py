@@ -20,8 +20,11 @@ from cachewright import (
     Entry,
     FlusherStats,
     Inspection,
+    Refresh,
+    RefreshView,
     Repository,
     Retry,
+    WarmReport,
     WriteBehind,
     compat,
 )
@@ -96,6 +99,33 @@ async def coroutines() -> None:
     await find(1)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
     await find.ainvalidate(1)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
     await find.arefresh()  # type: ignore[call-overload]  # pyright: ignore[reportCallIssue]
+
+
+# Warming and schedules
+
+
+@cache.cached(refresh_every={"cron": "0 6 * * *", "spread": 60}, refresh_for=["EUR", ("USD",)])
+def rate(currency: str) -> float:
+    return 1.0
+
+
+def show(done: int, total: int | None, failed: int) -> None: ...
+
+
+async def ahead() -> None:
+    assert_type(cache.warm(["k"], load_many=lambda keys: dict.fromkeys(keys, 1)), WarmReport[str])
+    assert_type(await cache.awarm(["k"], len, concurrency=2, progress=show, ttl=5), WarmReport[str])
+    assert_type(cache.warm(["k"], len).failed, dict[str, Exception])
+    assert_type(rate.warm(["EUR"], progress=show), WarmReport[str])
+    assert_type(await find.awarm([("ada", 3)]), WarmReport[str])
+    assert_type(rate.keep_fresh("EUR"), Refresh)
+    assert_type(await find.akeep_fresh("ada"), Refresh)
+    assert_type(cache.refresh_every("*/5 * * * *", "k", int, spread=5), Refresh)
+    assert_type(rate.inspect("EUR").refresh, RefreshView | None)
+
+    cache.warm(["k"], len, cocurrency=2)  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
+    cache.warm([1], len)  # type: ignore[list-item]  # pyright: ignore[reportArgumentType]
+    rate.keep_fresh(1)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
 
 
 # Methods
@@ -185,6 +215,8 @@ async def repositories() -> None:
     assert_type(users.get_many([1, 2]), dict[int, User | None])
     assert_type(users.key_for(1), str)
     assert_type(users.invalidate(1), bool)
+    assert_type(users.warm([1]), WarmReport[int])
+    assert_type(await users.awarm(range(3), batch_size=5), WarmReport[int])
     users.put(1, User(1, "Ada"))
     users.put_many({1: User(1, "Ada")})
     users.delete(1)
