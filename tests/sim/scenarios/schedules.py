@@ -24,6 +24,7 @@ class ScheduledRefreshes(Scenario):
         checks.agreement_in_the_end,
         checks_schedule.one_run_an_interval,
         checks_schedule.found_done_is_done,
+        checks_schedule.done_means_loaded,
         checks_schedule.no_run_is_lost,
         checks_schedule.good_values_stay,
     )

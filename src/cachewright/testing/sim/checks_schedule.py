@@ -6,7 +6,13 @@ from cachewright.testing.sim.history import Firing
 from cachewright.testing.sim.play import Run
 from cachewright.testing.sim.world import EPOCH
 
-__all__ = ["found_done_is_done", "good_values_stay", "no_run_is_lost", "one_run_an_interval"]
+__all__ = [
+    "done_means_loaded",
+    "found_done_is_done",
+    "good_values_stay",
+    "no_run_is_lost",
+    "one_run_an_interval",
+]
 
 SKEW = 0.5  # seconds by which clocks may differ before a living lease is taken for dead (see `core.lease`)
 ANSWER = 0.5  # seconds that the answer to a swap may take: the lease it placed stood before
@@ -60,6 +66,24 @@ def found_done_is_done(run: Run) -> list[str]:
         ]
         if not written:
             found.append(f"{one.process} found the run of {_at(one)} done, and nobody had done it")
+    return found
+
+
+def done_means_loaded(run: Run) -> list[str]:
+    """A run is written down when a load of it has ended: else one who dies in it takes it along."""
+    found = []
+    for one in run.history.firings:
+        if not one.mine or one.finished is None:
+            continue
+        loads = [
+            load
+            for load in run.history.loads
+            if (load.process, load.key) == (one.process, one.key)
+            and load.end is not None
+            and one.time <= load.end <= one.finished
+        ]
+        if not loads:
+            found.append(f"{one.process} wrote down the run of {_at(one)} as done, and had loaded nothing")
     return found
 
 
