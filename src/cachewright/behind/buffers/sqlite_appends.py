@@ -42,8 +42,8 @@ class Appends:
 
     def take(self, db: sqlite3.Connection, appends: list[Append]) -> list[Outcome]:
         """Takes what several callers bring, in one look and (of a key only the newest) one stroke."""
-        scope = Scope.of(db, self._scope)
-        have = scope.sizes(db, [new.key for work in appends for new in work.records])
+        keys = [new.key for work in appends for new in work.records]
+        scope, have = Scope.with_sizes(db, self._scope, keys)
         rows: dict[str, tuple[Any, ...]] = {}
         outcomes: list[Outcome] = []
         for work in appends:

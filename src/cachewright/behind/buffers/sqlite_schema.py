@@ -97,6 +97,13 @@ def upsert(db: sqlite3.Connection, rows: Sequence[Sequence[object]]) -> None:
         start += size
 
 
+_SIZES = """
+SELECT id, last, records, bytes,
+  (SELECT json_group_array(json_array(key, state, size)) FROM record WHERE scope = scope.id AND key IN ({keys}))
+FROM scope WHERE name = ?
+"""
+
+
 def _damaged(what: str) -> BufferUnavailable:
     return BufferUnavailable(
         f"the buffer holds a damaged record ({what}): move the file away, or delete that row with the sqlite3 program"
@@ -148,14 +155,24 @@ class Scope:
             raise _damaged(f"a time reads {shorten(value)}")
         return value
 
-    def sizes(self, db: sqlite3.Connection, keys: Sequence[str]) -> dict[str, tuple[int, int]]:
-        """State and size of each record that is there. As one row: each row of a cursor costs a switch of threads."""
+    @classmethod
+    def with_sizes(
+        cls, db: sqlite3.Connection, name: str, keys: Sequence[str]
+    ) -> tuple[Scope, dict[str, tuple[int, int]]]:
+        """It, and state and size of each record that is there.
+
+        As one row: each statement, and each row of a cursor, costs a switch of threads.
+        """
         found: dict[str, tuple[int, int]] = {}
+        scope: Scope | None = None
         for some in chunks(keys):
-            ask = f"SELECT json_group_array(json_array(key, state, size)) FROM record WHERE scope = ? AND key IN ({marks(some)})"
-            rows: list[tuple[str, int, int]] = json.decode(db.execute(ask, (self.id, *some)).fetchone()[0])
+            row = db.execute(_SIZES.format(keys=marks(some)), (*some, name)).fetchone()
+            if row is None:
+                break  # a new scope has no records
+            scope = cls(*row[:4])
+            rows: list[tuple[str, int, int]] = json.decode(row[4])
             found.update((key, (state, size)) for key, state, size in rows)
-        return found
+        return scope or cls.of(db, name), found
 
     def keep(self, db: sqlite3.Connection) -> None:
         """Writes it back, in the transaction that read it."""
