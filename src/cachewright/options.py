@@ -25,6 +25,7 @@ __all__ = [
     "Missing",
     "Options",
     "Retry",
+    "Said",
     "Seconds",
     "merge",
     "seconds",
@@ -49,6 +50,17 @@ class Missing(enum.Enum):
 
 MISSING: Final = Missing.MISSING
 """Says "no value" where ``None`` is one."""
+
+
+class Said(TypedDict, total=False):
+    """What a loader may say of its value; see `Entry`."""
+
+    ttl: Seconds | None
+    tags: str | Iterable[str]
+    stale_while_revalidate: Seconds
+    stale_if_error: Seconds
+    note: Any
+    store: bool
 
 
 class Entry(Generic[T]):
@@ -155,7 +167,7 @@ class Options:
         load_timeout: wait no longer than this for the loader; then `LoadTimeout`.
         negative_ttl: ``ttl`` of a loaded None; left out, ``ttl``.
         retries: further tries of a failing loader.
-        error_ttl: after a failed load over a stale value, how long the loader is left alone.
+        error_ttl: after a failed load over a value that may still be used, how long the loader is left alone.
         lease: life of the lease; renewed while the loader runs.
         tags: what the entry belongs to.
         store_if: asked with the value; False returns it without storing it.

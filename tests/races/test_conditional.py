@@ -266,6 +266,49 @@ def test_a_batch_says_it_for_each_key(place: Place) -> None:
     assert place.get(lambda: loading().not_modified() if loading().note == "n" else "?") == "v"
 
 
+def test_a_batch_can_ask_conditionally_for_each_key(place: Place) -> None:
+    calls: list[tuple[list[str], list[Any]]] = []
+
+    def load(keys: list[str]) -> dict[str, Any]:
+        parts = {key: loading().of(key) for key in keys}
+        calls.append((keys, [part.note for part in parts.values()]))
+        for part in parts.values():
+            part.set(ttl=50)
+        return {
+            key: part.not_modified()
+            if part.note == "same"
+            else Entry(f"{key}{len(calls)}", note=part.note or "same")
+            for key, part in parts.items()
+        }
+
+    def get(*keys: str) -> Any:
+        loader = place.yard.loader(load)
+        return place.yard.do("get_or_set_many", list(keys), loader, on=place.cache, **KEPT)
+
+    assert get("k") == {"k": "k1"}
+    assert place.view().fresh_for > 49
+    place.clock.move(51)
+    assert get("k", "l") == {"k": "k1", "l": "l2"}, "one is renewed, one is new"
+    place.clock.move(51)
+    assert get("k", "l") == {"k": "k1", "l": "l2"}
+    assert calls == [(["k"], [None]), (["k", "l"], ["same", None]), (["k", "l"], ["same", "same"])]
+    place.clock.move(51)
+    options = {**KEPT, "stale_while_revalidate": 1000}
+    place.get(lambda: loading().of("k").not_modified(stale_while_revalidate=1000))
+    place.clock.move(11)
+    found = place.yard.do("get_or_set_many", ["k"], place.yard.loader(load), on=place.cache, **options)
+    assert found == {"k": "k1"}, "served at once; the refresh behind asks for this key alone"
+    # (Not by `get`: it looks below under a lease of its own, which a refresh does not wait for.)
+    place.yard.until(lambda: len(calls) == 4 and not place.cache.engine.state.refreshing)
+    assert place.peek() == "k1"
+    assert calls[-1] == (["k"], ["same"])
+
+
+def test_a_part_that_is_not_in_the_batch(place: Place) -> None:
+    with pytest.raises(ConfigurationError, match="this load is about"):
+        place.get(lambda: loading().of("other"))
+
+
 def test_a_number_that_was_added_to_has_no_note(place: Place) -> None:
     assert place.get(lambda: Entry(1, note="of one")) == 1
     place.yard.do("incr", "k", 1, on=place.cache)

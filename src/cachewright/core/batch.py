@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from cachewright.core.flight import ABSENT, Flight, LoadContext, Outcome, Phase, laid_over
+from cachewright.core.flight import ABSENT, Flight, LoadContext, NotModified, Outcome, Phase, laid_over
 from cachewright.core.leading import Plan
 from cachewright.core.lease import Held, abandon_all, commit_all
 from cachewright.core.levels import Below, look_below, place_leases
@@ -180,7 +180,9 @@ class _Batch:
                 state.flights.reached(self.flights[key], Phase.LOADING)
         state.stats.misses += len(keys)
         flights = [self.flights[key] for key in keys if key in self.flights]
-        context = LoadContext(state, keys[0], self.options, MISSING, flights, also=frozenset(keys))
+        context = LoadContext(
+            state, keys[0], self.options, MISSING, flights, also=frozenset(keys), find=self._kept
+        )
         try:
             loaded = await run_loader(state, rt, lambda: self.loader(keys), context)
         except Exception as error:
@@ -193,7 +195,7 @@ class _Batch:
             return
         self._close(keys)
         found = _mapping(loaded.value)
-        entries = self._entries(found, list(held), marks, loaded)
+        entries = self._entries(found, list(held), marks, loaded, context)
         pairs = [(held[key], entry) for key, entry in entries.items()]
         taken = await commit_all(rt, pairs)
         self.since = {lease.key: lease.known_since(entry) for lease, entry in pairs}
@@ -213,6 +215,15 @@ class _Batch:
             if key in self.flights:
                 self.flights[key].spoiled = spoiled
             self._answer(key, found, stored.get(key), key in confirmed)
+
+    def _kept(self, key: str) -> tuple[Any, Any]:
+        """The stale value of a key and its note, for its loader to see."""
+        state, entry = self.state, self.stale.get(key)
+        if entry is None:
+            return MISSING, None
+        tier = state.chain.authority.tier.name
+        value = state.value_of(key, entry, self.options.type, tier)
+        return (value, state.note_of(key, entry, tier)) if value is not MISSING else (MISSING, None)
 
     def _close(self, keys: list[str]) -> None:
         """No further joiners from here on."""
@@ -243,21 +254,35 @@ class _Batch:
         return True
 
     def _entries(
-        self, found: Mapping[str, Any], keys: list[str], marks: dict[str, bytes], loaded: Loaded
+        self,
+        found: Mapping[str, Any],
+        keys: list[str],
+        marks: dict[str, bytes],
+        loaded: Loaded,
+        context: LoadContext,
     ) -> dict[str, StoredEntry]:
         entries = {}
         for key in keys:
             value = _bare(found.get(key, ABSENT))
             if value is ABSENT or isinstance(value, Exception):
                 continue
-            said = loaded.said
-            if isinstance(found[key], Entry):
-                said = laid_over(dict(said), found[key])
+            part, given = context.parts.get(key), found[key]
+            said = {**loaded.said, **(part.said if part is not None else {})}
+            if isinstance(given, Entry):
+                said = laid_over(said, given)
+            renewed = part is not None and isinstance(given, NotModified) and given.load is part
             if said.get("tags"):
                 raise ConfigurationError("Entry(…, tags=…) in a batch: give the tags to get_or_set_many")
             if said.get("store", True) and (self.options.store_if is None or self.options.store_if(value)):
                 entries[key] = self.state.make_entry(
-                    self.rt, key, value, self.options, marks, said=said, cost=loaded.seconds
+                    self.rt,
+                    key,
+                    value,
+                    self.options,
+                    marks,
+                    said=said,
+                    cost=loaded.seconds,
+                    renews=self.stale.get(key) if renewed else None,
                 )
         return entries
 

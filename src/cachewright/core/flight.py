@@ -20,10 +20,10 @@ import contextvars
 import enum
 import threading
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import Any, Unpack
 
 from cachewright.errors import ConfigurationError, RecursiveLoadError, WouldDeadlockError
-from cachewright.options import MISSING, Entry, Options
+from cachewright.options import MISSING, Entry, Options, Said
 from cachewright.runtime.base import Runtime, Waiter
 
 __all__ = [
@@ -76,7 +76,9 @@ class LoadContext:
         note: what was kept beside ``stale`` (see `Entry`), or None.
     """
 
-    __slots__ = ("active", "also", "flights", "key", "note", "options", "outer", "owner", "said", "stale")
+    __slots__ = (
+        "active", "also", "find", "flights", "key", "note", "options", "outer", "owner", "parts", "said", "stale",
+    )  # fmt: skip
 
     def __init__(
         self,
@@ -87,9 +89,12 @@ class LoadContext:
         flights: Iterable[Flight],
         also: frozenset[str] = frozenset(),
         note: Any = None,
+        find: Callable[[str], tuple[Any, Any]] | None = None,
     ) -> None:
         self.owner, self.key, self.options, self.stale, self.note = owner, key, options, stale, note
+        self.find = find  # the stale value and the note of one key of a batch
         self.said: dict[str, Any] = {}
+        self.parts: dict[str, LoadContext] = {}  # of a batch, by key
         self.flights = tuple(
             flights
         )  # all that this loader is to end: whoever waits for any of them waits for it
@@ -97,7 +102,38 @@ class LoadContext:
         self.outer = _LOADING.get()
         self.active = True
 
-    def set(self, **said: Any) -> None:
+    def of(self, key: str) -> LoadContext:
+        """The part of one key, for a loader of many: its ``stale`` and ``note``, its ``set`` and ``not_modified``.
+
+        A loader of many that was called for one key alone finds the same.
+
+        Raises:
+            ConfigurationError: this load is not about ``key``.
+        """
+        if key == self.key and self.find is None:
+            return self
+        if self.find is None or key not in self.also:
+            raise ConfigurationError(
+                f"current_load().of({key!r}): this load is about {sorted(self.also) or [self.key]}"
+            )
+        if key not in self.parts:
+            stale, note = self.find(key)
+            part = LoadContext(self.owner, key, self.options, stale, self.flights, note=note)
+            part.active = self.active
+            self.parts[key] = part
+        return self.parts[key]
+
+    def forget(self) -> None:
+        """A try has failed: what it said is void."""
+        self.said = {}
+        self.parts.clear()
+
+    def end(self) -> None:
+        """The loader has returned: nothing can be said any more."""
+        for context in (self, *self.parts.values()):
+            context.active = False
+
+    def set(self, **said: Unpack[Said]) -> None:
         """Says something of the value that this loader is about to return, as `Entry` would.
 
         For code deep inside of a loader: an HTTP client that has read a ``max-age``, say. Where the loader returns an
@@ -113,7 +149,7 @@ class LoadContext:
             raise ConfigurationError(f"the load of {self.key!r} is over: nothing can be said of it any more")
         self.said = laid_over(self.said, Entry(None, **said))
 
-    def not_modified(self, **said: Any) -> Any:
+    def not_modified(self, **said: Unpack[Said]) -> Any:
         """To be returned by a loader that has found that ``stale`` still is the value: it gets a new life.
 
         Its callers get ``stale``. The tiers keep the payload that they have, where they can, and the note, unless
@@ -347,5 +383,5 @@ class loading:  # noqa: N801  used as a context manager, like contextlib.suppres
         self._token = _LOADING.set(self._context)
 
     def __exit__(self, *_: object) -> None:
-        self._context.active = False
+        self._context.end()
         _LOADING.reset(self._token)

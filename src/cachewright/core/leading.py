@@ -124,7 +124,7 @@ class Leading:
         if self.held is not None:
             self.held.let_go()
         if self.context is not None:
-            self.context.active = False  # its own end may have been interrupted
+            self.context.end()  # its own end may have been interrupted
 
     async def _meet(self, slot: Slot | None) -> Result | Blocked | _Won | None:
         """Decides on what stands in the authority: an answer, a load with or without the lease, or None: read again."""

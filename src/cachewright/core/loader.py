@@ -63,7 +63,7 @@ async def _with_retries(rt: Runtime, loader: Callable[[], Any], context: LoadCon
     from tenacity import AsyncRetrying, retry_if_exception_type, stop_after_attempt, wait_random_exponential
 
     async def once() -> Any:
-        context.said = {}
+        context.forget()
         return await rt.call(loader)
 
     # The pauses are the runtime's: under threads they block, so this runs without an event loop.
