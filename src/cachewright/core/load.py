@@ -66,8 +66,9 @@ async def get_or_load(state: State, rt: Runtime, plan: Plan) -> Any:
             return value
         if leads and flight.outcome is not Outcome.HANDED_ON:
             return flight.value  # a loader of many keys left this one out
+        # Of those who wait together one leads next; alone, each would wait for that one's lease.
         if flight.outcome is Outcome.HANDED_ON and not leads and handed_on < MAX_HANDED_ON:
-            handed_on += 1  # of those who wait together one leads: alone, each would wait for that one's lease
+            handed_on += 1
         else:
             turn += 1
     return await _lead(state, rt, plan, Flight(plan.forced))  # what leads behind the caller is being stopped
