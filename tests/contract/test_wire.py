@@ -96,6 +96,12 @@ def test_what_follows_the_fixed_part() -> None:
     assert raw[104:120] == b"intent-2" + struct.pack(">q", T + 31_000)
     raw = SAMPLES["tagged-forever"].header
     assert raw[88:] == b"\0\5users" + b"GENERATN" + b"\0\2" + "é".encode() + b"\0" * 8
+    raw = SAMPLES["noted"].header
+    assert struct.unpack(">H", raw[10:12]) == (7,)
+    assert raw[88:] == b"\0\5users" + b"GENERATN" + b"\1\0\xa4etag"
+    assert parse(raw[:10] + b"\0\x08" + raw[12:] + b"\x01payload").foreign, (
+        "a note that is longer than it says"
+    )
 
 
 def test_the_bounds_of_both_tables() -> None:

@@ -27,6 +27,7 @@ from cachewright import (
     WarmReport,
     WriteBehind,
     compat,
+    current_load,
 )
 
 
@@ -260,6 +261,16 @@ def named() -> Entry[str]:
     return Entry("x", ttl=3)
 
 
+def renewed() -> str:
+    load = current_load()
+    if load is None:
+        return "x"
+    load.set(ttl=3, tags="t", note={"etag": "e"}, store=True)
+    load.set(tll=3)  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
+    load.set(ttl="3")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+    return load.of("k").not_modified(stale_if_error=5)
+
+
 async def awaited_number() -> int:
     return 1
 
@@ -272,6 +283,7 @@ async def loaders() -> None:
     """What a loader returns, bare or as an `Entry`, awaited or not, is what comes back."""
     assert_type(cache.get_or_set("k", number), int)
     assert_type(cache.get_or_set("k", named), str)
+    assert_type(cache.get_or_set("k", renewed), str)
     assert_type(await cache.aget_or_set("k", awaited_number), int)
     assert_type(await cache.aget_or_set("k", awaited_named), str)
     assert_type(await cache.aget_or_set("k", number), int)
