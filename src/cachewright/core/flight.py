@@ -20,7 +20,7 @@ import contextvars
 import enum
 import threading
 from collections.abc import Callable, Iterable
-from typing import Any, Unpack
+from typing import Any, TypeVar, Unpack, cast
 
 from cachewright.errors import ConfigurationError, RecursiveLoadError, WouldDeadlockError
 from cachewright.options import MISSING, Entry, Options, Said
@@ -29,6 +29,8 @@ from cachewright.runtime.base import Runtime, Waiter
 __all__ = [
     "ABSENT", "Flight", "Flights", "Joined", "LoadContext", "NotModified", "Outcome", "Phase", "current_load",
 ]  # fmt: skip
+
+V = TypeVar("V")
 
 
 class _Absent:
@@ -149,7 +151,8 @@ class LoadContext:
             raise ConfigurationError(f"the load of {self.key!r} is over: nothing can be said of it any more")
         self.said = laid_over(self.said, Entry(None, **said))
 
-    def not_modified(self, **said: Unpack[Said]) -> Any:
+    # Of whatever type its loader is to return: ``-> Any`` would be an error there to a strict type checker.
+    def not_modified(self, **said: Unpack[Said]) -> V:  # type: ignore[type-var]
         """To be returned by a loader that has found that ``stale`` still is the value: it gets a new life.
 
         Its callers get ``stale``. The tiers keep the payload that they have, where they can, and the note, unless
@@ -166,9 +169,9 @@ class LoadContext:
                 f"not_modified() in the load of {self.key!r}: there is no value to renew; ask the origin "
                 "conditionally only where current_load().stale is not MISSING"
             )
-        renewed = NotModified(self.stale, **said)
+        renewed: Any = NotModified(self.stale, **said)
         renewed.load = self
-        return renewed
+        return cast(V, renewed)
 
 
 def laid_over(said: dict[str, Any], entry: Entry[Any]) -> dict[str, Any]:
