@@ -15,7 +15,7 @@ from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from typing import TypeVar
 
 from cachewright.core.slot import Slot
-from cachewright.errors import TierProtocolError, TierUnavailable
+from cachewright.errors import TierError, TierProtocolError, TierUnavailable
 from cachewright.events import BreakerChanged, Hub, TierFailed
 from cachewright.runtime.base import Job, Runtime
 from cachewright.tiers.base import Generation, Swap, Swapped, Tier
@@ -176,12 +176,13 @@ class Level:
             return
         try:
             await self._replay(rt)
-        except TierUnavailable:
+        except TierError as error:  # one that answers nonsense as well: nothing may keep the others from being closed
             log.warning(
-                "closed while %s has yet to hear of %d change(s): until this cache is used again, others may be served "
-                "what these made old, for its TTL at most",
+                "closed while %s has yet to hear of %d change(s), and others may be served what these made old until "
+                "this cache is used again, for its TTL at most: %s",
                 self.tier.name,
                 self.behind,
+                error,
             )
 
     async def _guard(
