@@ -176,7 +176,7 @@ class Level:
             return
         try:
             await self._replay(rt)
-        except TierError as error:  # one that answers nonsense as well: nothing may keep the others from being closed
+        except TierError as error:  # nonsense for an answer as well: the others are to be closed all the same
             log.warning(
                 "closed while %s has yet to hear of %d change(s), and others may be served what these made old until "
                 "this cache is used again, for its TTL at most: %s",
