@@ -187,6 +187,41 @@ def test_many_keys_are_one_round_trip(yard: Any, own_redis: Callable[..., Any]) 
     assert calls() - before == 1
 
 
+@pytest.mark.parametrize("yard", ["redis | threads", "redis | asyncio"], indirect=True)
+def test_a_thousand_keys_half_of_them_cached(yard: Any, own_redis: Callable[..., Any]) -> None:
+    """One look, one call of the loader, and for each missing key one swap for its lease and one for its value."""
+    server = own_redis()
+    keys = [f"k{n}" for n in range(1000)]
+    filler = yard.make("memory://", server.url + "?timeout=10")
+    yard.do("set_many", {key: key for key in keys[:500]}, on=filler)
+    cache = yard.make("memory://", server.url + "?timeout=10")  # its memory is empty
+    yard.do("get_or_set", "other", lambda: 1, on=cache)  # the server knows the script now
+    asked: list[int] = []
+
+    def load(missing: list[str]) -> dict[str, Any]:
+        asked.append(len(missing))
+        return {key: key for key in missing}
+
+    def counts() -> dict[str, int]:
+        lines = server.info("commandstats").items()
+        return {
+            name.removeprefix("cmdstat_"): int(line.split("calls=")[1].split(",")[0]) for name, line in lines
+        }
+
+    before, reads = counts(), int(server.info("stats")["total_reads_processed"])
+    assert yard.do("get_or_set_many", keys, yard.loader(load), on=cache) == {key: key for key in keys}
+    after, read = counts(), int(server.info("stats")["total_reads_processed"]) - reads
+    made = {name: after[name] - before.get(name, 0) for name in after}
+    assert asked == [500]
+    assert made["mget"] == 1
+    assert made.get("get", 0) == 0
+    assert made["evalsha"] + made.get("eval", 0) <= 2 * 500 + 2, (
+        made
+    )  # a script that is new is sent a second time
+    assert read < 60, "they travel in few pieces, not each by itself"
+    assert yard.do("get_or_set_many", keys, yard.loader(never), on=cache) == {key: key for key in keys}
+
+
 def test_a_loader_of_many_is_called_once_for_what_is_missing(yard: Any) -> None:
     asked = []
 
