@@ -203,9 +203,26 @@ def test_tags_that_a_loader_names_add_up(place: Place) -> None:
     assert set(place.view().tags) == {"a", "b", "c", "z"}
     place.clock.move(11)
     assert place.get(lambda: loading().not_modified(tags="d")) == "v"
-    assert place.view().tags == ("d",), "the tags of the load that found it so"
+    assert set(place.view().tags) == {"a", "b", "c", "d", "z"}, "and what it had"
     place.yard.do("invalidate_tags", "d", on=place.cache)
     assert place.peek() is None
+
+
+def test_what_is_renewed_keeps_the_tags_that_its_first_load_named(place: Place) -> None:
+    """Who is told that nothing is new has nothing to name them by, and an invalidation must still find the entry."""
+    cache = place.cache
+
+    def change_in_between() -> Any:
+        drive(cache.engine.invalidate_tags(THREADS, ["u"]))
+        return loading().not_modified()
+
+    for again, change in ((lambda: loading().not_modified(), True), (change_in_between, False)):
+        place.get(lambda: "old", tags="u")
+        place.clock.move(11)
+        assert place.get(again) == "old"
+        if change:
+            place.yard.do("invalidate_tags", "u", on=cache)
+        assert place.peek() is None
 
 
 def test_what_is_stale_at_once_is_there_to_be_renewed(place: Place) -> None:

@@ -483,6 +483,52 @@ def test_flush_waits_for_a_buffer_that_is_away_until_its_deadline(bench, monkeyp
     assert clock.time - begun == 0.75
 
 
+def test_flush_starts_a_flusher_again_that_a_saver_has_ended(bench):
+    ends = [SystemExit(1)]
+
+    def save(id, value):
+        if ends:
+            raise ends.pop()
+        desk.origin[id] = value
+
+    desk = bench(where="background", save=save, options={"claim": 0.3, "settle": 0.0})
+    desk.put("a")
+    drive(desk.flusher.flush(THREADS, 20))
+    assert desk.origin == {"a": "v"}
+
+
+def test_flush_sees_what_is_given_up_behind_a_thousand_older_ones(bench):
+    def save(id, value):
+        raise NotSaved("no")
+
+    desk = bench(save=save, options={"max_attempts": 1, "batch_size": 500})
+    for n in range(1_001):
+        drive(desk.flusher.buffer.append(desk.rt, [NewRecord(f"k{n}", b"k", b"1")]))
+    with pytest.raises(FlushTimeout, match="1001 record"):
+        drive(desk.flusher.flush(desk.rt, 60))
+    desk.put("last")
+    with pytest.raises(FlushTimeout, match="1 record"):
+        drive(desk.flusher.flush(desk.rt, 60))
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        lambda writes: {writes[0].id: ValueError},
+        lambda writes: {"nobody": ValueError("no")},
+        lambda writes: [ValueError("no")],
+    ],
+    ids=["a class", "no id of its own", "a list"],
+)
+def test_a_report_of_failures_that_is_not_understood_is_no_success(bench, answer):
+    desk = bench(save_many=answer, options={"max_attempts": 1})
+    desk.put("a")
+    desk.put("b")
+    with pytest.raises(FlushTimeout, match="a saver for many returned"):
+        drive(desk.flusher.flush(desk.rt, 10))
+    assert desk.stats().dead == 2
+
+
 def test_flush_names_what_is_still_dirty(bench):
     def save(id, value):
         raise NotSaved("database down")

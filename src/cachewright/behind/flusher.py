@@ -190,9 +190,8 @@ class Flusher:
 
     def resume(self) -> bool:
         """At a repository's creation: starts the flusher if records of an earlier process are there."""
-        if self.where != "background" or not self.buffer.exists:
-            return False
-        if drive(self.buffer.next_due(THREADS)) is None:
+        waits = self.where == "background" and self.buffer.exists
+        if not waits or drive(self.buffer.next_due(THREADS)) is None:
             return False
         self.start(THREADS)
         return True
@@ -211,9 +210,9 @@ class Flusher:
                 if await self.step(rt, hurry=hurry):
                     continue
                 due = await self.buffer.next_due(rt, hurry=hurry)
-                pause = self.options.poll
-                if due is not None:
-                    pause = min(pause, max(0.001, due - rt.now()))
+                pause = (
+                    self.options.poll if due is None else min(self.options.poll, max(0.001, due - rt.now()))
+                )
                 failures = 0
             except Exception as error:
                 failures += 1
@@ -251,6 +250,7 @@ class Flusher:
                     raise await self._too_late(rt, timeout)
                 if self.where == "none" and await self.step(rt, hurry=True):
                     continue
+                self.start(rt)  # it may have ended: a saver can raise what ends any thread or task
                 self.ring()
                 await self._watch(rt, min(left, 0.05, max(0.002, due - rt.now())))
         finally:
@@ -265,7 +265,8 @@ class Flusher:
             )
 
     async def _dead(self, rt: Runtime, deadline: float | None) -> list[Record]:
-        return await self._patiently(rt, deadline, lambda: self.buffer.records(rt, dead=True))
+        most = self.options.max_dirty
+        return await self._patiently(rt, deadline, lambda: self.buffer.records(rt, most, dead=True))
 
     async def _patiently(self, rt: Runtime, deadline: float | None, ask: Callable[[], Awaitable[T]]) -> T:
         """Asks a buffer that is away again until the deadline: a server that was restarted is back in a moment."""
@@ -355,9 +356,7 @@ class Flusher:
                 self._watchers.discard(waiter)
 
     def _tell_watchers(self) -> None:
-        with self._lock:
-            watchers = list(self._watchers)
-        for waiter in watchers:
+        for waiter in tuple(self._watchers):  # copied in one step
             waiter.set()
 
 

@@ -120,7 +120,7 @@ class Savers:
             await rt.call(one, *values, **extra)
             return
         if many is not None:
-            for error in _failures(await rt.call(many, [write])).values():
+            for error in _failures(await rt.call(many, [write]), [write]).values():
                 raise error
 
     async def save_now(self, rt: Runtime, writes: Sequence[Write]) -> None:
@@ -130,7 +130,7 @@ class Savers:
             for write in writes:
                 await self.save_one(rt, write)
             return
-        for error in _failures(await rt.call(many, list(writes))).values():
+        for error in _failures(await rt.call(many, list(writes)), writes).values():
             raise error
 
     async def save(self, rt: Runtime, records: Sequence[Record]) -> list[Outcome]:
@@ -160,7 +160,8 @@ class Savers:
         if many is None or singly or len(group) == 1:
             return [await self._try_one(rt, record, write) for record, write in group]
         try:
-            failed = _failures(await rt.call(many, [write for _, write in group]))
+            writes = [write for _, write in group]
+            failed = _failures(await rt.call(many, list(writes)), writes)
         except Exception as error:
             # one poison record must delay only itself: all again, singly, for each may or may not have been saved
             unsure = self.is_unknown(error)
@@ -186,7 +187,24 @@ class Savers:
         return many, one
 
 
-def _failures(result: object) -> dict[Any, Exception]:
+def _failures(result: object, writes: Sequence[Write]) -> dict[Any, Exception]:
+    """What a saver for many says of those that failed.
+
+    Raises:
+        TypeError: it means to say so, and not in a way that is understood: taken for success, that would lose the write.
+    """
     if not isinstance(result, Mapping):
+        if isinstance(result, list | tuple) and any(isinstance(one, BaseException) for one in result):
+            raise TypeError("a saver for many returned a list with exceptions: return {id: exception}")
         return {}
+    ids = {write.id for write in writes}
+    for id, error in result.items():
+        if isinstance(error, type) and issubclass(error, BaseException):
+            raise TypeError(
+                f"a saver for many returned the class {error.__name__} for {id!r}: return an instance of it"
+            )
+        if isinstance(error, Exception) and id not in ids:
+            raise TypeError(
+                f"a saver for many returned an exception for {id!r}, which is no id that it was given"
+            )
     return {id: error for id, error in result.items() if isinstance(error, Exception)}

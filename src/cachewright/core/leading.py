@@ -287,10 +287,14 @@ class Leading:
         options = plan.options
         said = loaded.said
         store = said.get("store", True) and (options.store_if is None or options.store_if(loaded.value))
-        late = [tag for tag in said.get("tags", ()) if tag not in marks]
+        # What is renewed keeps the tags that its first load named: who found nothing new has nothing to name them by.
+        kept = {tag: mark for tag, mark in renews.tags if tag not in marks} if renews is not None else {}
+        late = [tag for tag in said.get("tags", ()) if tag not in marks and tag not in kept]
         late_marks: dict[str, bytes] | None = None if late else {}
         if store and late:
             late_marks = await late_tags_hold(state, rt, late, loaded.started)
+        if store and kept and renews is not None and not await state.is_valid(rt, renews, {}):
+            late_marks = None
         # Tags that nobody could check may have changed before a late joiner came: then it must not take the value.
         checked = late_marks is not None
         marks = {**marks, **(late_marks or {})}

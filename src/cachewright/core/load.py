@@ -137,13 +137,14 @@ async def _follow(
     try:
         while flight.outcome is None:
             waited = rt.monotonic() - started
-            if soft is not None and waited >= soft:
+            if soft is not None and waited >= soft and not plan.forced:
                 soft = None
                 stale = await _stale_now(state, rt, plan)
                 if stale is not MISSING:
                     return stale
             if hard is not None and waited >= hard:
-                stale = await _stale_now(state, rt, plan, on_error=True)
+                # who forced a load would take what stood before for its result: a schedule's hung origin looked well
+                stale = MISSING if plan.forced else await _stale_now(state, rt, plan, on_error=True)
                 if stale is not MISSING:
                     return stale
                 raise LoadTimeout(f"{plan.key!r} was not loaded within load_timeout={hard:g} s")

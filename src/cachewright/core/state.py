@@ -149,7 +149,7 @@ class State(Background):
                 swr_until=swr,
                 sie_until=sie,
                 cost_us=int(cost * 1e6),
-                tags=tuple(marks.items()),
+                tags=tuple({**dict(renews.tags), **marks}.items()),
                 note=note,
                 serve_until=serve_until(born, fresh, cost, options),
             )

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from cachewright.behind.buffers.sqlite_path import prepare_path
-from cachewright.errors import BufferUnavailable, CacheError, ConfigurationError
+from cachewright.errors import BufferUnavailable, BufferUnconfirmed, CacheError, ConfigurationError
 from cachewright.runtime.base import Runtime, Waiter
 
 T = TypeVar("T")
@@ -237,7 +237,7 @@ class SQLiteFile:
             for job in batch:
                 # an interrupt hit this thread: say so rather than let the others wait for ever
                 if not job.ended:
-                    job.end(None, BufferUnavailable(f"the buffer {self.path}: interrupted, outcome unknown"))
+                    job.end(None, BufferUnconfirmed(f"the buffer {self.path}: interrupted, outcome unknown"))
 
     def _commit(self, batch: list[_Job]) -> bool:
         outcomes: list[Outcome] = []
@@ -249,7 +249,7 @@ class SQLiteFile:
             connection.execute("COMMIT")
         except BaseException as error:
             self._abandon(error)
-            if len(batch) == 1:
+            if len(batch) == 1 and isinstance(error, Exception):
                 ours = isinstance(error, CacheError) or not isinstance(error, sqlite3.Error | OSError)
                 batch[0].end(None, error if ours else self._unavailable(error))
             if not isinstance(error, Exception):
