@@ -64,11 +64,12 @@ class Fleet:
 
     def caught(self) -> tuple[subprocess.Popen[str], str]:
         """A process that hangs in a load, and the value that it has in hand; `hold` stands from here on."""
-        seen = len(self.lines("load"))
+        seen = len(self.lines("hangs"))
         self.hold.touch()
 
         def hanging() -> list[tuple[int, str]]:
-            return [line for line in self.lines("load")[seen:] if line not in self.lines("done")]
+            # by its own word: one that found no `hold` just before it was there is about to store its value
+            return self.lines("hangs")[seen:]
 
         self.until(hanging, "nobody hangs in a load")
         pid, value = hanging()[0]

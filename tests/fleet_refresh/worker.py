@@ -2,7 +2,9 @@
 
 Each event is one line of the journal, a file that all processes append to: ``load <pid> <value>`` when the loader
 begins, ``done <pid> <value>`` when it ends, ``run <pid> <due>`` when a run is over, named by the moment at which it
-was due, and before it ``stored <pid> <due>=<value>``, the value that stands in the shared tier then. While the file ``hold`` exists the loader does not end. The process ends when its standard input does.
+was due, and before it ``stored <pid> <due>=<value>``, the value that stands in the shared tier then. While the file
+``hold`` exists the loader does not end, and says so: ``hangs <pid> <value>``. The process ends when its standard input
+does.
 """
 
 from __future__ import annotations
@@ -52,6 +54,8 @@ holding = FOLDER / "hold"
 def load() -> str:
     value = f"{os.getpid()}:{time.time_ns()}"
     journal("load", os.getpid(), value)
+    if holding.exists():
+        journal("hangs", os.getpid(), value)
     while holding.exists():
         time.sleep(0.005)
     journal("done", os.getpid(), value)
@@ -61,6 +65,8 @@ def load() -> str:
 async def aload() -> str:
     value = f"{os.getpid()}:{time.time_ns()}"
     journal("load", os.getpid(), value)
+    if holding.exists():
+        journal("hangs", os.getpid(), value)
     while holding.exists():
         await asyncio.sleep(0.005)
     journal("done", os.getpid(), value)
