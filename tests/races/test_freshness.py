@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import threading
 from concurrent.futures import wait
 from typing import Any
 
 import pytest
 
-from cachewright import LoadTimeout, current_load
+from cachewright import Cache, LoadTimeout, current_load
 
 
 class Source:
@@ -163,6 +164,27 @@ def test_load_timeout_serves_a_stale_value(aging: Aging) -> None:
     aging.move_until_done(work, 3.1)
     assert work.result(20) == "v1"
     slow.go.set()
+
+
+def test_who_forces_a_load_hears_that_it_took_too_long() -> None:
+    """The old value would pass for its result: a schedule over a hung origin looked well, run after run."""
+    hangs, go_on = threading.Event(), threading.Event()
+    with Cache(stale_if_error=60, soft_timeout=0.01, load_timeout=0.05) as cache:
+
+        @cache.cached(key="k")
+        def load() -> str:
+            if hangs.is_set():
+                go_on.wait(20)
+            return "old"
+
+        assert load() == "old"
+        hangs.set()
+        try:
+            with pytest.raises(LoadTimeout):
+                load.refresh()
+            assert load() == "old"
+        finally:
+            go_on.set()
 
 
 def test_negative_ttl(aging: Aging) -> None:
