@@ -483,7 +483,7 @@ def test_flush_waits_for_a_buffer_that_is_away_until_its_deadline(bench, monkeyp
     assert clock.time - begun == 0.75
 
 
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")  # it is what the saver asks for
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
 def test_flush_starts_a_flusher_again_that_a_saver_has_ended(bench):
     ends = [SystemExit(1)]
 
