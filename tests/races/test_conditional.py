@@ -225,6 +225,21 @@ def test_what_is_renewed_keeps_the_tags_that_its_first_load_named(place: Place) 
         assert place.peek() is None
 
 
+def test_who_comes_after_a_kept_tag_was_changed_is_not_handed_what_is_renewed(place: Place) -> None:
+    yard = place.yard
+    place.get(lambda: "old", tags="u")
+    place.clock.move(11)
+    old = yard.Gated(lambda: loading().not_modified())
+    first = yard.start("get_or_set", "k", yard.loader(old), on=place.cache, **KEPT)
+    old.has_begun()
+    yard.do("invalidate_tags", "u", on=place.cache)
+    late = yard.start("get_or_set", "k", yard.loader(lambda: "new"), on=place.cache, **KEPT)
+    yard.until(lambda: late.done() or yard.waiting("k", place.cache))
+    old.go.set()
+    assert first.result(20) == "old", "the caller gets its value all the same"
+    assert late.result(20) == "new"
+
+
 def test_what_is_stale_at_once_is_there_to_be_renewed(place: Place) -> None:
     page = Page()
     assert place.get(lambda: Entry("first", ttl=0, note="e1")) == "first"
