@@ -346,6 +346,25 @@ def test_the_claim_is_renewed_while_a_long_save_runs(bench):
     assert desk.stats().dirty == 0
 
 
+def test_a_round_ends_after_the_renewal_that_is_under_way(bench):
+    """One that began after the buffer was closed would open its file anew."""
+    desk = bench(options={"claim": 0.03})
+    began, said = threading.Event(), []
+
+    async def renew(rt, token, claim):
+        began.set()
+        threading.Event().wait(0.3)
+        said.append("renewed")
+        return 1
+
+    desk.flusher = desk.make(save=lambda id, value: began.wait(10))
+    desk.flusher.buffer.renew = renew
+    desk.put("a")
+    desk.step()
+    said.append("round ended")
+    assert said == ["renewed", "round ended"]
+
+
 def test_a_slot_that_could_not_be_dropped_keeps_the_record(bench):
     clock = Clock()
     desk = bench(clock=clock, options={"max_attempts": 2})

@@ -55,6 +55,7 @@ class Rounds:
             await self._conclude(rt, token, outcomes, spent)
         finally:
             heart.cancel()
+        await _ended(rt, heart)
         return len(records)
 
     async def _save(self, rt: Runtime, records: Sequence[Record]) -> tuple[list[Outcome], list[Record]]:
@@ -159,5 +160,12 @@ class Rounds:
             await self._conclude(rt, token, [outcome], [], patient=False)
         finally:
             heart.cancel()
+        await _ended(rt, heart)
         if outcome.error is not None:
             raise outcome.error
+
+
+async def _ended(rt: Runtime, heart: Job) -> None:
+    """A renewal that is under way ends within its deadline; one that began after a close would open the file anew."""
+    while not heart.done():
+        await rt.sleep(0.002)

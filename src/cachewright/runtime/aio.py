@@ -224,7 +224,7 @@ class BeatJob:
             self._job.cancel()
 
     def done(self) -> bool:
-        return self._over or self._loop.is_closed()
+        return self._loop.is_closed() or (self._over and (self._job is None or self._job.done()))
 
 
 AIO = AioRuntime()
