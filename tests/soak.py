@@ -13,6 +13,7 @@ import multiprocessing
 import os
 import subprocess
 import sys
+import tempfile
 import time
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from hashlib import sha256
@@ -108,9 +109,9 @@ def main() -> int:
         )
         return 1 if place["violations"] else 0
     PLACE.unlink(missing_ok=True)
-    return subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-m", "soak", "--timeout=0"], cwd=ROOT, check=False
-    ).returncode
+    command = [sys.executable, "-m", "pytest", "-q", "-m", "soak", "--timeout=0"]
+    on_disk = {"TMPDIR": tempfile.gettempdir(), **os.environ}  # the tests would work in memory else
+    return subprocess.run(command, cwd=ROOT, env=on_disk, check=False).returncode
 
 
 def _place(fresh: bool) -> dict[str, Any]:
