@@ -16,6 +16,7 @@ from datetime import UTC, datetime, tzinfo
 from typing import Any
 
 from cachewright.core.engine import Engine
+from cachewright.core.flight import current_load
 from cachewright.errors import ConfigurationError, MissingExtraError
 from cachewright.events import BackgroundFailed, RefreshFailed
 from cachewright.keys import check_key
@@ -214,6 +215,8 @@ class Refresh:
 
     async def end(self, rt: Runtime, timeout: float) -> None:
         """After `cancel`: waits for what is under way."""
+        if current_load() is not None:
+            return  # closed from inside of a loader, which would wait for itself: `end_jobs` tells what still runs
         for _ in range(max(1, math.ceil(timeout / 0.005))):
             if not self._busy or not self._can_end():
                 break

@@ -14,6 +14,7 @@ from dataclasses import replace
 from typing import Any
 
 from cachewright.core.engine import Engine
+from cachewright.core.flight import current_load
 from cachewright.core.read import fresh_entries
 from cachewright.core.state import now_ms
 from cachewright.keys import shorten
@@ -87,8 +88,9 @@ class Warming:
     async def close_part(self, rt: Runtime, timeout: float) -> None:
         """How `Cache.close` ends it."""
         self.stop()
-        if rt.name == "threads" and threading.get_ident() == self._thread:
-            return  # called from within: it goes on when this returns
+        within = rt.name == "threads" and threading.get_ident() == self._thread
+        if within or current_load() is not None:
+            return  # called by the one who warms, or by a loader: it goes on when this returns
         ends = rt.monotonic() + timeout
         while not self._ended and rt.monotonic() < ends:
             await rt.sleep(0.005)

@@ -377,6 +377,35 @@ def test_close_does_not_wait_for_ever(namespace: str):
     until(lambda: not refresh.running)
 
 
+def test_a_loader_that_closes_the_cache_does_not_wait_for_itself(namespace: str):
+    cache, closed = Cache(namespace=namespace), threading.Event()
+
+    def load() -> None:
+        cache.close(timeout=600)
+        closed.set()
+
+    refresh = cache.refresh_every(3600, "rates", load)
+    assert closed.wait(20)
+    until(lambda: not refresh.running)
+    assert refresh.cancelled
+
+
+def test_on_a_loop_a_plain_loader_that_closes_the_cache_does_not_wait_for_itself(namespace: str):
+    async def main() -> None:
+        cache, closed = Cache(namespace=namespace), threading.Event()
+
+        def load() -> None:
+            cache.close(timeout=600)  # in a worker thread, for which the loop's task waits
+            closed.set()
+
+        refresh = await cache.arefresh_every(3600, "rates", load)
+        await auntil(lambda: closed.is_set() and not refresh.running)
+        assert refresh.cancelled
+        await cache.aclose()
+
+    asyncio.run(main())
+
+
 def test_after_close_a_new_schedule_can_be_made(cache: Cache):
     cache.refresh_every(3600, "rates", Numbers(), now=False)
     cache.close()

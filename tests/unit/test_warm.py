@@ -6,6 +6,7 @@ import asyncio
 import threading
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -395,6 +396,23 @@ def test_close_ends_it_and_waits_for_what_is_under_way(namespace: str, origin: O
     assert reports[0].loaded == len(origin.loads) == 2, (
         "what was under way was stored before the tiers were closed"
     )
+
+
+@pytest.mark.parametrize("kind", ["cache", "repository"])
+def test_a_loader_that_closes_the_cache_does_not_wait_for_itself(namespace: str, kind: str):
+    cache, reports = Cache(namespace=namespace), list[WarmReport[Any]]()
+
+    def load(key: str) -> str:
+        cache.close(timeout=600)
+        return key
+
+    users = cache.repository("user", load)
+    warm = partial(cache.warm, KEYS, load) if kind == "cache" else partial(users.warm, KEYS)
+    worker = threading.Thread(target=lambda: reports.append(warm(concurrency=1)), daemon=True)
+    worker.start()
+    worker.join(20)
+    assert reports
+    assert reports[0].stopped
 
 
 def test_aclose_ends_it(namespace: str):
