@@ -19,7 +19,7 @@ from cachewright.environment import read_environment
 from cachewright.errors import ConfigurationError
 from cachewright.events import Hub
 from cachewright.keys import check_key, check_keys, check_namespace, check_tag
-from cachewright.options import DEFAULTS, MISSING, Freshness, Options, merge, seconds
+from cachewright.options import DEFAULTS, MISSING, Freshness, Options, merge, refuse_entries, seconds
 from cachewright.runtime.aio import AIO, AioRuntime
 from cachewright.runtime.base import Clock, Runtime, drive
 from cachewright.runtime.threads import SYSTEM_CLOCK, THREADS, ThreadRuntime
@@ -33,6 +33,7 @@ __all__ = ["Cache"]
 D = TypeVar("D")
 T = TypeVar("T")
 LOCAL_TTL = 5.0
+_AS_OPTIONS = "store its value, and give what it says as options: ttl=…, tags=…"
 
 
 class Cache(CacheAside):
@@ -205,6 +206,7 @@ class Cache(CacheAside):
         """Stores a value. Where a write of the key is under way it is left empty instead: the write decides.
 
         Raises:
+            ConfigurationError: an option that breaks its rule, or an `Entry` for a value: give what it says as options.
             EncodeError: a tier other than memory stands in the chain and the value cannot be turned into bytes.
         """
         drive(self._set_many(self._threads, {key: value}, options))
@@ -224,6 +226,7 @@ class Cache(CacheAside):
     async def _set_many(self, rt: Runtime, values: Mapping[str, Any], given: Freshness) -> None:
         for key in values:
             check_key(key)
+        refuse_entries(values, _AS_OPTIONS)
         merged = merge(self.engine.options, given)
         if merged.store_if is not None:
             values = {key: value for key, value in values.items() if merged.store_if(value)}
@@ -231,13 +234,19 @@ class Cache(CacheAside):
 
     def add(self, key: str, value: Any, **options: Unpack[Freshness]) -> bool:
         """Stores only where no fresh entry stands; True if it did."""
-        return drive(
-            self.engine.add(self._threads, check_key(key), value, merge(self.engine.options, options))
-        )
+        return drive(self._add(self._threads, key, value, options))
 
     async def aadd(self, key: str, value: Any, **options: Unpack[Freshness]) -> bool:
         """`add`, awaited."""
-        return await self.engine.add(self._aio, check_key(key), value, merge(self.engine.options, options))
+        return await self._add(self._aio, key, value, options)
+
+    async def _add(self, rt: Runtime, key: str, value: Any, given: Freshness) -> bool:
+        check_key(key)
+        refuse_entries({key: value}, _AS_OPTIONS)
+        merged = merge(self.engine.options, given)
+        if merged.store_if is not None and not merged.store_if(value):
+            return False
+        return await self.engine.add(rt, key, value, merged)
 
     def delete(self, key: str) -> bool:
         """Drops a key in every tier; True if it had an entry. Loads that began before leave nothing behind."""

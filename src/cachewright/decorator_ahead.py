@@ -79,11 +79,10 @@ class Ahead:
     async def _warm(
         self, rt: Runtime, arguments: Iterable[Any], concurrency: int, progress: Progress | None
     ) -> WarmReport[str]:
-        from cachewright.warm_plan import WarmPlan
+        from cachewright.warm_plan import WarmPlan, check_items
         from cachewright.warming import Warming
 
-        if isinstance(arguments, str):
-            raise ConfigurationError(f"warm({arguments!r}): expected a list of arguments; this is one string")
+        check_items("the arguments of each call", arguments)
 
         def call(item: Any) -> Call:
             args, kwargs = as_call(item)

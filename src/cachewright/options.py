@@ -14,7 +14,7 @@ from datetime import timedelta
 from typing import Any, Final, Generic, Literal, TypedDict, TypeVar
 
 from cachewright.errors import ConfigurationError
-from cachewright.keys import check_tag
+from cachewright.keys import check_tag, shorten
 from cachewright.spelling import did_you_mean
 
 __all__ = [
@@ -27,7 +27,9 @@ __all__ = [
     "Retry",
     "Said",
     "Seconds",
+    "check_said",
     "merge",
+    "refuse_entries",
     "seconds",
 ]
 
@@ -80,7 +82,8 @@ class Entry(Generic[T]):
         store: False: for the callers of this load only.
 
     Raises:
-        ConfigurationError: a time or a tag that breaks its rule.
+        ConfigurationError: a time, or ``store``, that breaks its rule; a value that is an `Entry` itself.
+        InvalidKeyError: a tag that breaks its rule.
     """
 
     __slots__ = ("note", "stale_if_error", "stale_while_revalidate", "store", "tags", "ttl", "value")
@@ -96,6 +99,10 @@ class Entry(Generic[T]):
         note: Any = MISSING,
         store: bool | Missing = MISSING,
     ) -> None:
+        if isinstance(value, Entry):
+            raise ConfigurationError(f"Entry({shorten(value)}): one in the other; say all of it in one")
+        if store is not MISSING and not isinstance(store, bool):
+            raise ConfigurationError(f"store={shorten(store)}: expected True or False")
         self.value = value
         self.ttl = ttl if ttl is MISSING else seconds("ttl", ttl, none=True, zero=True)
         self.tags = _tags(tags)
@@ -121,15 +128,39 @@ class Retry:
 
     Attributes:
         attempts: further tries after the first.
-        wait: seconds before the second try; doubled each time.
-        max_wait: the longest pause, in seconds.
-        on: the exceptions that are worth another try.
+        wait: the longest pause before the second try, in seconds; doubled before each further one.
+        max_wait: the longest pause at all, in seconds.
+        on: the exception, or a tuple of them, that is worth another try.
+
+    Raises:
+        ConfigurationError: a value that breaks its rule.
     """
 
     attempts: int = 2
     wait: float = 0.1
     max_wait: float = 2.0
-    on: tuple[type[Exception], ...] = (Exception,)
+    on: type[Exception] | tuple[type[Exception], ...] = (Exception,)
+
+    def __post_init__(self) -> None:
+        attempts: Any = self.attempts
+        if isinstance(attempts, bool) or not isinstance(attempts, int) or attempts < 0:
+            raise ConfigurationError(
+                f"Retry(attempts={attempts!r}): expected how many further tries, a whole number from 0"
+            )
+        for name in ("wait", "max_wait"):
+            object.__setattr__(self, name, seconds(f"Retry {name}", getattr(self, name), zero=True))
+        if self.wait > self.max_wait:
+            raise ConfigurationError(
+                f"Retry(wait={self.wait:g}, max_wait={self.max_wait:g}): the first pause is longer than the longest; "
+                f"set max_wait to {self.wait:g} or more"
+            )
+        classes: tuple[Any, ...] = self.on if isinstance(self.on, tuple) else (self.on,)
+        # A KeyboardInterrupt, a SystemExit or a cancellation is no failure of the origin.
+        if not classes or not all(isinstance(one, type) and issubclass(one, Exception) for one in classes):
+            raise ConfigurationError(
+                f"Retry(on={self.on!r}): expected a subclass of Exception, or a tuple of them, "
+                "such as on=(ConnectionError, TimeoutError)"
+            )
 
 
 class Freshness(TypedDict, total=False):
@@ -213,16 +244,44 @@ def seconds(name: str, value: object, *, none: bool = False, zero: bool = False)
     if isinstance(value, bool) or not isinstance(value, int | float):
         allowed = "seconds (int or float) or a timedelta" + (", or None" if none else "")
         raise ConfigurationError(f"{name}={value!r}: expected {allowed}")
+    hint = "; None means 'never expires'" if name in ("ttl", "negative_ttl") else ""
     if value > LONGEST and math.isfinite(value):
-        hint = "; None means 'never expires'" if name == "ttl" else ""
         raise ConfigurationError(
             f"{name}={value!r}: longer than {LONGEST:,.0f} seconds, a hundred years{hint}"
         )
     if not math.isfinite(value) or value < 0 or (value == 0 and not zero):
         least = "not negative" if zero else "above 0"
-        hint = "; None means 'never expires'" if name == "ttl" else ""
+        if value == 0 and name == "negative_ttl":
+            hint = "; to store no None at all, say store_if=lambda value: value is not None"
         raise ConfigurationError(f"{name}={value!r}: must be finite and {least}{hint}")
     return float(value)
+
+
+def refuse_entries(values: Mapping[Any, Any], way_out: str) -> None:
+    """For what is stored as it is given: there an `Entry` would be found again as the value.
+
+    Raises:
+        ConfigurationError: one of these values is an `Entry`.
+    """
+    for key, value in values.items():
+        if isinstance(value, Entry):
+            raise ConfigurationError(
+                f"{shorten(key)} was given an Entry: that is what a loader returns; {way_out}"
+            )
+
+
+def check_said(said: Mapping[str, Any]) -> None:
+    """The names of what is said of a value; `Entry` checks the rest.
+
+    Raises:
+        ConfigurationError: there is no such thing to say.
+    """
+    names = tuple(Said.__annotations__)
+    for name in said:
+        if name not in names:
+            raise ConfigurationError(
+                f"a loader cannot say {name!r} of its value{did_you_mean(name, names)}: it can say {', '.join(names)}"
+            )
 
 
 def _given(name: str, value: Any) -> Any:
@@ -287,6 +346,8 @@ def _retry(name: str, value: Any) -> Any:
 
 
 def _tags(value: Any) -> tuple[str, ...]:
+    if isinstance(value, bytes | bytearray) or not isinstance(value, Iterable):
+        raise ConfigurationError(f"tags={shorten(value)}: expected a str, or several in a list; () for none")
     names = (value,) if isinstance(value, str) else tuple(value)
     if len(names) > 64:
         raise ConfigurationError(f"{len(names)} tags on one entry: at most 64")

@@ -14,7 +14,7 @@ from cachewright.core.engine import Engine, Inspection
 from cachewright.errors import ConfigurationError
 from cachewright.key_values import render
 from cachewright.keys import check_key
-from cachewright.options import MISSING, Entry, Options
+from cachewright.options import MISSING, Entry, Options, refuse_entries
 from cachewright.repository_behind import BehindFace
 from cachewright.repository_warm import WarmIdsFace
 from cachewright.runtime.base import Runtime, drive
@@ -240,6 +240,7 @@ class Repository(BehindFace[Id], WarmIdsFace[Id], Generic[Id, V]):
         Once it has returned, no reader anywhere is served anything older.
 
         Raises:
+            ConfigurationError: the repository cannot save, or an `Entry` for a value.
             Exception: what the saver raised; then no value that was not saved is left in the cache.
             BufferFull: write-behind's bounds are reached.
             BufferUnavailable: the buffer could not store it; nothing was accepted.
@@ -276,6 +277,7 @@ class Repository(BehindFace[Id], WarmIdsFace[Id], Generic[Id, V]):
         await self._write(self._aio, dict.fromkeys(ids, MISSING))
 
     async def _write(self, rt: Runtime, values: Mapping[Id, Any]) -> None:
+        refuse_entries(values, "put its value; the options of the repository say how long it is good")
         self._writer.savers.check(self.name, [value is MISSING for value in values.values()])
         if values:
             await self._writer.write(

@@ -97,11 +97,10 @@ class WarmIdsFace(Generic[Id]):
     async def _warm(
         self, rt: Runtime, ids: Iterable[Id], concurrency: int, batch_size: int, progress: Progress | None
     ) -> WarmReport[Id]:
-        from cachewright.warm_plan import WarmPlan
+        from cachewright.warm_plan import WarmPlan, check_items
         from cachewright.warming import Warming
 
-        if isinstance(ids, str):
-            raise ConfigurationError(f"warm({ids!r}): expected the ids in a list; this is one string")
+        check_items("the ids", ids)
         plan = WarmPlan(
             key_of=self.key_for,
             options_of=lambda *_: self.options,

@@ -43,7 +43,8 @@ class WarmFace:
     ) -> WarmReport[str]:
         """Loads those of ``keys`` that are not fresh, a few at a time; a second call goes on where one stopped.
 
-        One key's error does not stop the others. Interrupted (Ctrl-C, a cancelled task, `close`), it begins no further
+        One key's error does not stop the others, and neither does one that cannot be a key: the report's ``failed`` tells.
+        Interrupted (Ctrl-C, a cancelled task, `close`), it begins no further
         load and gives those under way up to five seconds to end.
 
         Args:
@@ -109,10 +110,10 @@ class WarmFace:
         batch_size: int,
         progress: Progress | None,
     ) -> WarmReport[str]:
+        from cachewright.warm_plan import check_items
         from cachewright.warming import Warming
 
-        if isinstance(keys, str):
-            raise ConfigurationError(f"warm({keys!r}): expected the keys in a list; this is one string")
+        check_items("the keys", keys)
         warming = Warming(
             self.engine,
             rt,

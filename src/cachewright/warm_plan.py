@@ -2,15 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import AsyncIterable, Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
 from cachewright.errors import ConfigurationError
+from cachewright.keys import shorten
 from cachewright.options import MISSING, Options
 from cachewright.runtime.base import Runtime, drive
 
-__all__ = ["LeftOut", "Progress", "Unit", "WarmPlan", "WarmReport", "check_warm", "one_of", "told"]
+__all__ = [
+    "LeftOut",
+    "Progress",
+    "Unit",
+    "WarmPlan",
+    "WarmReport",
+    "check_items",
+    "check_warm",
+    "one_of",
+    "told",
+]
 
 L = TypeVar("L")
 Progress = Callable[[int, int | None, int], object]
@@ -82,6 +93,20 @@ def check_warm(concurrency: object, batch_size: object) -> None:
     for name, value, most in (("concurrency", concurrency, MOST_AT_ONCE), ("batch_size", batch_size, 10_000)):
         if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= most:
             raise ConfigurationError(f"{name}={value!r}: expected a whole number from 1 to {most:,}")
+
+
+def check_items(what: str, items: object) -> None:
+    """The rule of what ``warm`` is given: several, as a list or anything else that a ``for`` goes through.
+
+    Raises:
+        ConfigurationError: a single one, or nothing to go through.
+    """
+    if isinstance(items, Iterable) and not isinstance(items, str | bytes | bytearray):
+        return
+    hint = ""
+    if isinstance(items, AsyncIterable):
+        hint = ", or gather an async generator first: [one async for one in …]"
+    raise ConfigurationError(f"warm({shorten(items)}): expected {what} in a list{hint}")
 
 
 class Unit:

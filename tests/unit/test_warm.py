@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -499,13 +499,24 @@ def test_an_authority_that_is_away_fails_the_keys_and_loads_nothing(
 # What cannot work
 
 
+class Several:
+    """What only ``async for`` goes through."""
+
+    async def __aiter__(self) -> AsyncIterator[str]:
+        yield "a"
+
+
 @pytest.mark.parametrize(
     ("arguments", "options", "message"),
     [
         ((["a"],), {}, "neither"),
         ((["a"], str), {"load_many": dict}, "both"),
         ((["a"], "loader"), {}, "function of a key"),
-        (("abc", str), {}, "one string"),
+        (("abc", str), {}, "warm\\('abc'\\): expected the keys in a list$"),
+        ((b"abc", str), {}, "expected the keys in a list"),
+        ((5, str), {}, "warm\\(5\\): expected the keys in a list"),
+        ((None, str), {}, "warm\\(None\\): expected the keys"),
+        ((Several(), str), {}, "async for one in"),
         ((["a"], str), {"concurrency": 0}, "concurrency=0: expected a whole number from 1 to 64"),
         ((["a"], str), {"concurrency": True}, "concurrency=True"),
         ((["a"], str), {"batch_size": 0}, "batch_size=0"),
@@ -515,6 +526,21 @@ def test_an_authority_that_is_away_fails_the_keys_and_loads_nothing(
 def test_wrong_arguments_are_named(namespace: str, arguments: Any, options: Any, message: str):
     with Cache(namespace=namespace) as cache, pytest.raises(ConfigurationError, match=message):
         cache.warm(*arguments, **options)
+
+
+def test_wrong_ids_and_calls_are_named(cache: Cache):
+    users = cache.repository("user", str)
+
+    @cache.cached
+    def user(name: str) -> str:
+        return name
+
+    with pytest.raises(ConfigurationError, match=r"warm\(5\): expected the ids in a list"):
+        users.warm(5)  # type: ignore[arg-type]
+    with pytest.raises(
+        ConfigurationError, match=r"warm\('5'\): expected the arguments of each call in a list"
+    ):
+        user.warm("5")
 
 
 def test_a_wrong_key_fails_alone(namespace: str, origin: Origin):

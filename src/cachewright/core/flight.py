@@ -23,7 +23,7 @@ from collections.abc import Callable, Iterable
 from typing import Any, TypeVar, Unpack, cast
 
 from cachewright.errors import ConfigurationError, RecursiveLoadError, WouldDeadlockError
-from cachewright.options import MISSING, Entry, Options, Said
+from cachewright.options import MISSING, Entry, Options, Said, check_said
 from cachewright.runtime.base import Runtime, Waiter
 
 __all__ = [
@@ -97,9 +97,8 @@ class LoadContext:
         self.find = find  # the stale value and the note of one key of a batch
         self.said: dict[str, Any] = {}
         self.parts: dict[str, LoadContext] = {}  # of a batch, by key
-        self.flights = tuple(
-            flights
-        )  # all that this loader is to end: whoever waits for any of them waits for it
+        # All that this loader is to end: whoever waits for any of them waits for it.
+        self.flights = tuple(flights)
         self.also = also  # further keys of a batch
         self.outer = _LOADING.get()
         self.active = True
@@ -145,10 +144,11 @@ class LoadContext:
             **said: ``ttl``, ``tags``, ``stale_while_revalidate``, ``stale_if_error``, ``note``, ``store``; see `Entry`.
 
         Raises:
-            ConfigurationError: the load is over, or a value that breaks its rule.
+            ConfigurationError: the load is over, or a name or value that breaks its rule.
         """
         if not self.active:
             raise ConfigurationError(f"the load of {self.key!r} is over: nothing can be said of it any more")
+        check_said(said)
         self.said = laid_over(self.said, Entry(None, **said))
 
     # Of whatever type its loader is to return: ``-> Any`` would be an error there to a strict type checker.
@@ -162,13 +162,14 @@ class LoadContext:
             **said: as for `set`.
 
         Raises:
-            ConfigurationError: there is no ``stale`` value.
+            ConfigurationError: there is no ``stale`` value, or a name or value that breaks its rule.
         """
         if self.stale is MISSING:
             raise ConfigurationError(
                 f"not_modified() in the load of {self.key!r}: there is no value to renew; ask the origin "
                 "conditionally only where current_load().stale is not MISSING"
             )
+        check_said(said)
         renewed: Any = NotModified(self.stale, **said)
         renewed.load = self
         return cast(V, renewed)
@@ -205,7 +206,7 @@ class Flight:
     """One load of one key."""
 
     __slots__ = (
-        "confirmed", "error", "forced", "joined_late", "killed", "leader_alive", "outcome", "phase", "round", "spoiled",
+        "confirmed", "error", "forced", "heard", "joined_late", "killed", "leader_alive", "outcome", "phase", "round", "spoiled",
         "thread", "value", "waiters", "waits_for",
     )  # fmt: skip
 
@@ -220,6 +221,7 @@ class Flight:
         self.spoiled = False  # a tag's generation changed by the end
         self.joined_late = False
         self.forced = forced
+        self.heard = False  # somebody waited for it when it ended
         self.waiters: list[Waiter] = []
         self.waits_for: list[
             Flight
@@ -360,6 +362,7 @@ class Flights:
         with self._lock:
             flight.outcome = outcome
             waiters, flight.waiters = flight.waiters, []
+            flight.heard = bool(waiters)
         for waiter in waiters:
             waiter.set()
 
