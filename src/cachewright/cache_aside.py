@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from typing import Any, TypeVar, Unpack, overload
 
+from cachewright.core.ahead import is_for_core
 from cachewright.core.engine import Engine
 from cachewright.errors import ConfigurationError
 from cachewright.keys import check_key, check_keys, shorten
-from cachewright.options import MISSING, Entry, Freshness
+from cachewright.options import MISSING, Entry, Freshness, Options
 from cachewright.runtime.base import Runtime, drive
 from cachewright.strategies import Strategies
 
@@ -77,15 +78,21 @@ class CacheAside(Strategies):
         """`get_or_set`, awaited; an ``async def`` loader is awaited, a plain one runs in a worker thread."""
         return await self._get_or_set(self._aio, key, loader, options)
 
+    def _for_core(self, rt: Runtime, key: str, options: Options) -> bool:
+        """Whether ``refresh_ahead`` of this very call wants the core to see it, whatever the entry was stored with."""
+        node = self._memory.table.get(key) if self._memory is not None and key.__class__ is str else None
+        return node is not None and is_for_core(rt, node.entry, options)
+
     async def _get_or_set(self, rt: Runtime, key: str, loader: Callable[[], Any], given: Freshness) -> Any:
         if not callable(loader):
             raise ConfigurationError(
                 f"get_or_set({shorten(key)}, {shorten(loader)}): the second argument is a function"
             )
         merged = self._load_options(given, loader)
-        value = self._local(key, merged.type)
-        if value is not MISSING:
-            return value
+        if merged.refresh_ahead is False or not self._for_core(rt, key, merged):
+            value = self._local(key, merged.type)
+            if value is not MISSING:
+                return value
         return await self.engine.load(rt, check_key(key), loader, merged)
 
     def get_or_set_many(
@@ -114,8 +121,10 @@ class CacheAside(Strategies):
         self, rt: Runtime, keys: Iterable[str], loader: Callable[[list[str]], Any], given: Freshness
     ) -> dict[str, Any]:
         merged = self._load_options(given, loader, many=True)
-        names = check_keys(keys)
-        found = {key: value for key in names if (value := self._local(key, merged.type)) is not MISSING}
+        asked = names = check_keys(keys)
+        if merged.refresh_ahead is not False:
+            asked = [key for key in names if not self._for_core(rt, key, merged)]
+        found = {key: value for key in asked if (value := self._local(key, merged.type)) is not MISSING}
         rest = [key for key in names if key not in found]
         if rest:
             found.update(await self.engine.load_many(rt, rest, loader, merged))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import threading
 from concurrent.futures import wait
 from typing import Any
@@ -209,6 +210,47 @@ def test_refresh_ahead_at_a_fraction_of_the_life(aging: Aging) -> None:
     aging.refreshed()
     assert aging.get(**options) == "v2"
     assert aging.source.calls == 2
+
+
+def test_refresh_ahead_of_a_call_counts_whatever_the_entry_was_stored_with(aging: Aging) -> None:
+    aging.yard.do("set", "k", "old", on=aging.cache, ttl=100)
+    assert aging.peek() == "old", "and now it is in memory, where there is one"
+    options = {"ttl": 100, "refresh_ahead": 0.5}
+    aging.clock.move(40)
+    assert aging.get(**options) == "old"
+    aging.refreshed()
+    assert aging.source.calls == 0
+    aging.clock.move(20)
+    assert aging.get(ttl=100) == "old"
+    aging.refreshed()
+    assert aging.source.calls == 0, "this call did not ask for it"
+    assert aging.get(**options) == "old"
+    aging.yard.until(lambda: aging.source.calls == 1)
+    aging.refreshed()
+    assert aging.get(**options) == "v1"
+
+
+@pytest.mark.parametrize("refresh_ahead", [0.5, True])
+def test_after_a_touch_refresh_ahead_goes_by_the_new_life(aging: Aging, refresh_ahead: Any) -> None:
+    def load(_: int) -> str:
+        aging.clock.move(1)  # what the load takes
+        return aging.source()
+
+    users = aging.cache.repository(
+        "u", load=aging.yard.loader(load), ttl=100, jitter=0, refresh_ahead=refresh_ahead
+    )
+    get = functools.partial(aging.yard.do, "get", 1, on=users)
+    assert get() == "v1"
+    aging.clock.move(9)
+    assert aging.yard.do("touch", users.key_for(1), 290, on=aging.cache)
+    aging.clock.move(100)
+    assert get() == "v1"
+    aging.refreshed()
+    assert aging.source.calls == 1, "too early"
+    aging.clock.move(189.9)
+    aging.yard.until(lambda: get() and aging.source.calls == 2)  # by XFetch a read does it nine times of ten
+    aging.refreshed()
+    assert get() == "v2"
 
 
 def test_a_failed_refresh_keeps_the_last_good_value(aging: Aging) -> None:

@@ -13,7 +13,7 @@ from cachewright.core.slot import NEVER, StoredEntry
 from cachewright.options import Options
 from cachewright.runtime.base import Runtime
 
-__all__ = ["refresh_is_due", "serve_until"]
+__all__ = ["is_for_core", "refresh_is_due", "serve_until"]
 
 
 def refresh_is_due(rt: Runtime, entry: StoredEntry, options: Options) -> bool:
@@ -39,3 +39,13 @@ def serve_until(born: int, fresh_until: int, cost: float, options: Options) -> i
     if ahead is True:
         return fresh_until - int(cost * 1000 * math.log(20_000))
     return born + int((fresh_until - born) * ahead)
+
+
+def is_for_core(rt: Runtime, entry: StoredEntry | None, options: Options) -> bool:
+    """Whether the core must see this read of what process memory holds.
+
+    An entry's deadline there goes by the options that it was stored with; those of this call may refresh earlier.
+    """
+    if entry is None or options.refresh_ahead is False:
+        return False
+    return rt.now() * 1000 >= serve_until(entry.born, entry.fresh_until, entry.cost_us / 1e6, options)

@@ -80,11 +80,24 @@ async def touch(state: State, rt: Runtime, key: str, ttl: float | None) -> bool:
         fresh = NEVER if ttl is None else now_ms(rt) + int(ttl * 1000)
         swr, sie = (_window(entry.fresh_until, end, fresh) for end in (entry.swr_until, entry.sie_until))
         moved = msgspec.structs.replace(
-            entry, fresh_until=fresh, swr_until=swr, sie_until=sie, serve_until=NEVER
+            entry, fresh_until=fresh, swr_until=swr, sie_until=sie, serve_until=_ahead(entry, fresh)
         )
         return Slot(rt.new_id(), entry=moved)
 
     return await _change(state, rt, key, change)
+
+
+def _ahead(entry: StoredEntry, fresh: int) -> int:
+    """From when on the core wants to see reads in the new life.
+
+    The entry does not say whether that was a share of its life or a time before its end: the earlier one, where a read
+    too many costs nothing but time.
+    """
+    before_end = entry.fresh_until - entry.serve_until
+    if before_end <= 0 or fresh >= NEVER:
+        return NEVER
+    share = (entry.serve_until - entry.born) / max(1, entry.fresh_until - entry.born)
+    return min(fresh - before_end, entry.born + int((fresh - entry.born) * share))
 
 
 def _window(old_fresh: int, old_end: int, fresh: int) -> int:
