@@ -11,6 +11,8 @@ import subprocess
 import sys
 import textwrap
 import threading
+from contextlib import closing
+from functools import partial
 from typing import Any
 
 import pytest
@@ -118,6 +120,29 @@ def test_full_is_the_default_and_normal_an_option(tmp_path):
         got = drive(buffer._file.write(THREADS, lambda db: db.execute("PRAGMA synchronous").fetchone()[0]))
         assert got == level
         buffer.close()
+
+
+def test_a_file_that_another_makes_while_it_is_opened_is_no_stranger(tmp_path, monkeypatch):
+    other, buffer = (open_buffer(f"sqlite:///{tmp_path}/{name}.db", "s") for name in "ab")
+    append(other, new("a"))
+    other.close()
+    connect = sqlite3.connect
+
+    class Slow(sqlite3.Connection):
+        def execute(self, sql: str, *values: Any) -> Any:
+            found = super().execute(sql, *values)
+            if sql != "PRAGMA user_version" or self.in_transaction:
+                return found
+            rows = found.fetchall()
+            monkeypatch.setattr(sqlite3, "connect", connect)
+            with closing(connect(tmp_path / "a.db")) as made, closing(connect(tmp_path / "b.db")) as here:
+                made.backup(here)
+            return super().execute(f"VALUES ({rows[0][0]})")
+
+    monkeypatch.setattr(sqlite3, "connect", partial(connect, factory=Slow))
+    append(buffer, new("b"))
+    assert depth(buffer) == 2
+    buffer.close()
 
 
 def test_a_damaged_file_is_a_clear_error_and_nothing_is_accepted(tmp_path):

@@ -136,8 +136,9 @@ class SQLiteFile:
     def _set_up(self, connection: sqlite3.Connection) -> None:
         connection.execute("PRAGMA journal_mode=WAL")
         connection.execute(f"PRAGMA synchronous={self.synchronous}")
-        if self._version_of(connection):
+        if connection.execute("PRAGMA user_version").fetchone()[0] == self._version:
             return
+        # Only from here on: a look without a lock may see no version, and then the tables of who made it meanwhile.
         connection.execute("BEGIN IMMEDIATE")
         try:
             if not self._version_of(connection):  # not made by another process in the meantime
