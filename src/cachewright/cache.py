@@ -344,6 +344,8 @@ class Cache(CacheAside):
     def close(self, timeout: float = 5.0) -> None:
         """Stops schedules, flushers and background work, and closes every connection. A later use opens anew.
 
+        Called by a loader, it does not wait for loads: it would wait for itself.
+
         Args:
             timeout: seconds that each of these is given. A load that a thread runs behind its callers cannot be
                 interrupted: past its time it is left alone (a `BackgroundFailed` event), and stores nothing.

@@ -155,8 +155,9 @@ class LoadContext:
     def not_modified(self, **said: Unpack[Said]) -> V:  # type: ignore[type-var]
         """To be returned by a loader that has found that ``stale`` still is the value: it gets a new life.
 
-        Its callers get ``stale``. The tiers keep the payload that they have, where they can, and the note, unless
-        another one is given.
+        Its callers get ``stale``. The tiers keep the payload that they have, where they can, and its tags, and the note,
+        unless another one is given. The new times are as this load's options say, and not as an earlier load's `Entry`
+        did: say ``ttl`` and the windows again with each answer.
 
         Args:
             **said: as for `set`.
