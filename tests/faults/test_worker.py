@@ -35,7 +35,7 @@ SHOP = """
         if value == "hang":
             (HERE / "hanging").touch()
             time.sleep(600)
-        if value == "exit":
+        if value.startswith("exit"):
             raise SystemExit(9)
         with sqlite3.connect(HERE / "origin.db", timeout=20) as db:
             db.execute("CREATE TABLE IF NOT EXISTS saved(id, value, pid)")
@@ -233,12 +233,18 @@ def test_kill_and_restart_lose_nothing(shop):
     assert shop.dirty() == 0
 
 
-def test_a_saver_that_exits_ends_the_worker_for_its_supervisor_to_see(shop):
-    worker = shop.started()
-    shop.put(users={"a": "exit"})
+def test_a_saver_that_exits_ends_neither_the_worker_nor_the_saves_of_others(shop):
+    worker = shop.started("--drain", "0.3")
+    shop.put(users={"a": "exit"}, orders={"a": "exit async"})
+    wait(lambda: shop.dirty() == shop.dirty("order") == 1, "the records")
+    shop.put(users={"b": "1"}, orders={"c": "2"})
+    wait(lambda: shop.values() == {"b": "1", "c": "2 async"}, "the saves of others")
+    worker.send_signal(signal.SIGTERM)
     status, told, _ = shop.end(worker)
     assert status == 1
-    assert told["crash"]["text"] == "the flushing of user ended: SystemExit(9)"
+    left = told["end"]["left"]
+    assert (left["user"]["keys"], left["order"]["keys"]) == (["user:a"], ["order:a"])
+    assert "SystemExit: 9" in told["left"]["text"]
 
 
 def test_once_tells_of_what_it_had_to_give_up(shop):

@@ -357,7 +357,7 @@ def test_a_round_ends_after_the_renewal_that_is_under_way(bench):
         said.append("renewed")
         return 1
 
-    desk.flusher = desk.make(save=lambda id, value: began.wait(10))
+    desk.flusher = desk.make(save=lambda *_: began.wait(10))
     desk.flusher.buffer.renew = renew
     desk.put("a")
     desk.step()
@@ -500,21 +500,6 @@ def test_flush_waits_for_a_buffer_that_is_away_until_its_deadline(bench, monkeyp
     with pytest.raises(BufferUnavailable, match="LOADING"):
         drive(desk.flusher.flush(desk.rt, 0.75))
     assert clock.time - begun == 0.75
-
-
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
-def test_flush_starts_a_flusher_again_that_a_saver_has_ended(bench):
-    ends = [SystemExit(1)]
-
-    def save(id, value):
-        if ends:
-            raise ends.pop()
-        desk.origin[id] = value
-
-    desk = bench(where="background", save=save, options={"claim": 0.3, "settle": 0.0})
-    desk.put("a")
-    drive(desk.flusher.flush(THREADS, 20))
-    assert desk.origin == {"a": "v"}
 
 
 def test_flush_sees_what_is_given_up_behind_a_thousand_older_ones(bench):

@@ -7,7 +7,19 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from tenacity.wait import wait_base
 
-__all__ = ["Backoff"]
+__all__ = ["Backoff", "pause_after"]
+
+
+def pause_after(failures: int, poll: float, longest: float, luck: float) -> float:
+    """How long a flusher rests whose rounds fail, since its buffer is away, say.
+
+    Args:
+        failures: rounds that failed in a row; no power of it may be taken, an outage of half an hour has a thousand.
+        poll: its usual rest.
+        longest: the longest rest.
+        luck: from 0 to 1.
+    """
+    return min(longest, poll * 2.0 ** min(failures, 16)) * (0.5 + luck / 2)
 
 
 class Backoff:

@@ -14,14 +14,15 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Literal, TypeVar
 
+from cachewright.behind.background import Background
 from cachewright.behind.buffers.base import Buffer, BufferStats, NewRecord, Record
 from cachewright.behind.intake import Intake
 from cachewright.behind.rounds import AfterSave, Rounds
 from cachewright.behind.saving import Savers
 from cachewright.behind.types import BehindOptions
 from cachewright.errors import BufferUnavailable, ConfigurationError, FlushTimeout
-from cachewright.events import BackgroundFailed, Hub
-from cachewright.runtime.base import Job, Runtime, Waiter, drive
+from cachewright.events import Hub
+from cachewright.runtime.base import Runtime, Waiter, drive
 from cachewright.runtime.threads import THREADS
 
 __all__ = ["Flusher", "FlusherStats", "Where", "find_flusher", "known_flushers"]
@@ -29,7 +30,6 @@ __all__ = ["Flusher", "FlusherStats", "Where", "find_flusher", "known_flushers"]
 T = TypeVar("T")
 Ask = Callable[[], Awaitable[T]]
 Where = Literal["background", "none", "worker", "celery"]
-_LONGEST_PAUSE = 2.0  # between rounds while the buffer, or a shard of it, fails: the others have records of other processes
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,6 +94,10 @@ class Flusher:
         self._notify, self._on_close = notify, on_close
         self._rounds = Rounds(buffer, savers, repository, after_save, options, events)
         self._intake = Intake(buffer, options)
+        name, is_async = f"flusher of {repository}", savers.is_async
+        self._background = Background(
+            name, self.step, self._hurries, buffer, options, events, is_async=is_async
+        )
         self._reset()
         with _known_lock:
             _known[namespace, repository] = self
@@ -102,11 +106,9 @@ class Flusher:
         """What a forked child must have anew: locks that others may have held, waiters of threads that are gone."""
         self._pid = os.getpid()
         self._lock = threading.Lock()
-        self._bell: Waiter | None = None
         self._watchers: set[Waiter] = set()
         self._flushing = 0
-        self._stopping = False
-        self._job: Job | None = None
+        self._background.forget()
         self._rounds.renew_lock()
 
     def _own_process(self) -> None:
@@ -170,23 +172,15 @@ class Flusher:
     def start(self, rt: Runtime) -> None:
         """Has the background work running, where it belongs to this process; harmless when it runs."""
         self._own_process()
-        if self.where != "background" or self.is_running():
-            return
-        if self.savers.is_async and rt.name == "threads":
-            return  # the first awaiting call starts it
-        with self._lock:
-            if self.is_running():
-                return
-            self._stopping = False
-            name = f"flusher of {self.repository}"
-            if self.savers.is_async:
-                self._job = rt.spawn(lambda: self._run(rt), name)
-            else:
-                self._job = _Thread(lambda: drive(self._run(THREADS)), f"cachewright {name}")
+        if self.where == "background":
+            self._background.start(rt)
 
     def is_running(self) -> bool:
-        """Whether the background work of this process is alive."""
-        return self._job is not None and not self._job.done()
+        """Whether the background work of this process is alive: not where its event loop stands still."""
+        return self._background.is_running()
+
+    def _hurries(self) -> bool:
+        return self._flushing > 0
 
     def resume(self) -> bool:
         """At a repository's creation: starts the flusher if records of an earlier process are there."""
@@ -198,28 +192,7 @@ class Flusher:
 
     def ring(self) -> None:
         """Wakes the background work of this process."""
-        if (bell := self._bell) is not None:
-            bell.set()
-
-    async def _run(self, rt: Runtime) -> None:
-        failures = 0
-        while not self._stopping:
-            self._bell = bell = rt.waiter()  # before the look: what is appended after it rings
-            hurry = self._flushing > 0
-            try:
-                if await self.step(rt, hurry=hurry):
-                    continue
-                due = await self.buffer.next_due(rt, hurry=hurry)
-                pause = (
-                    self.options.poll if due is None else min(self.options.poll, max(0.001, due - rt.now()))
-                )
-                failures = 0
-            except Exception as error:
-                failures += 1
-                self.events.emit(BackgroundFailed(f"flusher of {self.repository}", error))
-                pause = min(_LONGEST_PAUSE, self.options.poll * 2**failures) * (0.5 + rt.random() / 2)
-            if not self._stopping:
-                await rt.wait(bell, pause)
+        self._background.ring()
 
     # -- flushing and closing -----------------------------------------------------------------------------------
 
@@ -250,7 +223,7 @@ class Flusher:
                     raise await self._too_late(rt, timeout)
                 if self.where == "none" and await self.step(rt, hurry=True):
                     continue
-                self.start(rt)  # it may have ended: a saver can raise what ends any thread or task
+                self.start(rt)  # it may have been cancelled, or stand still with its loop
                 self.ring()
                 await self._watch(rt, min(left, 0.05, max(0.002, due - rt.now())))
         finally:
@@ -307,15 +280,7 @@ class Flusher:
             await self._stop(rt)
 
     async def _stop(self, rt: Runtime) -> None:
-        self._stopping = True
-        self.ring()
-        job, self._job = self._job, None
-        deadline = rt.monotonic() + 1.0
-        while job is not None and not job.done():
-            if rt.monotonic() > deadline:
-                job.cancel()  # a saver that hangs is left behind: its claim ends, and the key is saved again
-                break
-            await rt.sleep(0.01)
+        await self._background.stop(rt)
         await rt.offload(self.buffer.close)
         if self._on_close is not None:
             await rt.offload(self._on_close)
@@ -358,21 +323,6 @@ class Flusher:
     def _tell_watchers(self) -> None:
         for waiter in tuple(self._watchers):  # copied in one step
             waiter.set()
-
-
-class _Thread:
-    """A daemon thread as a `Job`: it may live as long as the process, so it takes no place in a pool."""
-
-    def __init__(self, work: Callable[[], None], name: str) -> None:
-        self._thread = threading.Thread(target=work, name=name, daemon=True)
-        self._thread.start()
-
-    def cancel(self) -> None:
-        """Nothing can stop a thread; the flusher's flag does."""
-
-    def done(self) -> bool:
-        """Whether it has ended."""
-        return not self._thread.is_alive()
 
 
 _known: weakref.WeakValueDictionary[tuple[str, str], Flusher] = weakref.WeakValueDictionary()

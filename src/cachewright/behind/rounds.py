@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 
 from cachewright.behind.backoff import Backoff
 from cachewright.behind.buffers.base import Ack, Buffer, Failure, Record
@@ -11,6 +11,7 @@ from cachewright.behind.saving import Outcome, Savers
 from cachewright.behind.types import BehindOptions
 from cachewright.events import BackgroundFailed, DeadLetter, Hub, SaveFailed
 from cachewright.runtime.base import Job, Runtime
+from cachewright.runtime.interrupts import is_exit
 
 __all__ = ["AfterSave", "Rounds"]
 
@@ -44,19 +45,54 @@ class Rounds:
         """One batch; how many records it dealt with."""
         token = rt.new_id()
         options = self.options
-        records = await self.buffer.claim(
-            rt, options.batch_size, token, options.claim, keys=keys, hurry=hurry
-        )
+        try:
+            records = await self.buffer.claim(
+                rt, options.batch_size, token, options.claim, keys=keys, hurry=hurry
+            )
+        except BaseException as error:
+            await self._give_back(rt, token, [], error)
+            raise
         if not records:
             return 0
         heart = self._keep_claim(rt, token)
         try:
             outcomes, spent = await self._save(rt, records)
             await self._conclude(rt, token, outcomes, spent)
+        except BaseException as error:
+            await self._give_back(rt, token, records, error)
+            raise
         finally:
             heart.cancel()
         await _ended(rt, heart)
         return len(records)
+
+    async def _give_back(
+        self,
+        rt: Runtime,
+        token: bytes,
+        records: Sequence[Record],
+        error: BaseException,
+        *,
+        held: bool = False,
+    ) -> None:
+        """Who is ended in a round gives its claims back, so that who comes next need not wait for their end."""
+        if isinstance(error, Exception | GeneratorExit):
+            return  # the buffer failed, and may still; or nothing may be awaited any more
+        said = f"its flusher was ended by {type(error).__name__} while saving it"
+        # Who exits may do so because of this very record, and after its next start again; who is cancelled does not.
+        counts = isinstance(error, KeyboardInterrupt | SystemExit)
+        failures = [Failure(r.key, r.sequence, said, rt.now(), counts=counts) for r in records]
+        try:
+            if failures:
+                await self.buffer.fail(rt, token, failures, settle=self._settle(records, held=held))
+            else:
+                await self.buffer.release(rt, token)
+        except Exception as failed:
+            self.events.emit(BackgroundFailed(f"giving back a claim of {self.repository}", failed))
+
+    def _settle(self, records: Iterable[Record], *, held: bool = False) -> float:
+        held = held or any(record.state == "held" for record in records)
+        return 0.0 if self.options.ordered_saver and not held else self.options.settle
 
     async def _save(self, rt: Runtime, records: Sequence[Record]) -> tuple[list[Outcome], list[Record]]:
         """Outcomes, and the records whose flushers died with them so often that they are not tried again."""
@@ -100,8 +136,7 @@ class Rounds:
     ) -> None:
         # What is saved through a full buffer settles whoever orders the saves: no state of it is kept that would be
         # saved again, so the slot is dropped once more when the save must have landed.
-        held = not patient or any(o.record.state == "held" for o in outcomes)
-        settle = 0.0 if self.options.ordered_saver and not held else self.options.settle
+        settle = self._settle((o.record for o in outcomes), held=not patient)
         acks = [Ack(o.record.key, o.record.sequence, o.unknown) for o in outcomes if o.error is None]
         if acks:
             await self.buffer.acknowledge(rt, token, acks, settle=settle)
@@ -117,6 +152,9 @@ class Rounds:
             self.dead += len(dead)
         if not patient:
             return
+        for one in failed.values():
+            if one.error is not None and is_exit(one.error):
+                self.events.emit(BackgroundFailed(f"a saver of {self.repository}", one.error))
         tries = {record.key: record.tries for record in spent}
         for failure in failures:
             outcome = failed.get(failure.key)
@@ -158,6 +196,9 @@ class Rounds:
             if outcome.error is None:
                 await self._after_save(rt, [record.key])
             await self._conclude(rt, token, [outcome], [], patient=False)
+        except BaseException as error:
+            await self._give_back(rt, token, [record], error, held=True)
+            raise
         finally:
             heart.cancel()
         await _ended(rt, heart)

@@ -16,6 +16,7 @@ from cachewright.behind.types import Write
 from cachewright.errors import ConfigurationError, NotSaved
 from cachewright.options import MISSING
 from cachewright.runtime.base import Runtime
+from cachewright.runtime.interrupts import cancellations, ends_us
 from cachewright.runtime.threads import is_async
 
 __all__ = ["Outcome", "Savers", "takes_write"]
@@ -33,7 +34,7 @@ class Outcome:
     """
 
     record: Record
-    error: Exception | None = None
+    error: BaseException | None = None
     unknown: bool = False
     undropped: bool = False
 
@@ -134,7 +135,7 @@ class Savers:
             raise error
 
     async def save(self, rt: Runtime, records: Sequence[Record]) -> list[Outcome]:
-        """Saves all; one outcome each, in no particular order. Never raises what a saver raised."""
+        """Saves all; one outcome each, in no particular order. Raises nothing of a saver's, but what ends the caller too."""
         outcomes: list[Outcome] = []
         # By what they do and by their past: one record that makes its batch raise must not take fresh ones with it
         # each time that it is tried again.
@@ -159,10 +160,13 @@ class Savers:
         many, _ = self._pick(deletes)
         if many is None or singly or len(group) == 1:
             return [await self._try_one(rt, record, write) for record, write in group]
+        before = cancellations(rt)
         try:
             writes = [write for _, write in group]
             failed = _failures(await rt.call(many, list(writes)), writes)
-        except Exception as error:
+        except BaseException as error:
+            if ends_us(rt, error, before):
+                raise
             # one poison record must delay only itself: all again, singly, for each may or may not have been saved
             unsure = self.is_unknown(error)
             return [await self._try_one(rt, record, write, unsure) for record, write in group]
@@ -173,9 +177,12 @@ class Savers:
         return outcomes
 
     async def _try_one(self, rt: Runtime, record: Record, write: Write, unsure: bool = False) -> Outcome:
+        before = cancellations(rt)
         try:
             await self.save_one(rt, write)
-        except Exception as error:
+        except BaseException as error:
+            if ends_us(rt, error, before):
+                raise
             return Outcome(record, error, unsure or self.is_unknown(error))
         return Outcome(record, None, unsure)
 

@@ -9,9 +9,11 @@ import threading
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from cachewright.behind.backoff import pause_after
 from cachewright.behind.operating import BufferedWrite, Operating
 from cachewright.events import BackgroundFailed, DeadLetter, Event
 from cachewright.runtime.base import Runtime, Waiter, drive
+from cachewright.runtime.interrupts import cancellations, ends_us
 from cachewright.runtime.loop import LoopThread
 from cachewright.runtime.workers import BACKGROUND
 
@@ -73,7 +75,7 @@ class _Bench:
         try:
             await self._rounds(self.rt)
             self.drained = True
-        except BaseException as error:  # a SystemExit in a saver ends its thread: the process must hear of it
+        except BaseException as error:  # whatever ended it, its process must hear of that
             self.crash = error
             if not isinstance(error, Exception):
                 raise
@@ -87,7 +89,7 @@ class _Bench:
         failures = 0
         while True:
             self._bell = bell = rt.waiter()  # before the look: who rings after it is heard
-            hurry = self._since is not None
+            hurry, before = self._since is not None, cancellations(rt)
             try:
                 done = await flusher.step(rt, hurry=hurry)
                 if hurry and await self._is_drained(rt, force=not done):
@@ -97,11 +99,12 @@ class _Bench:
                     continue
                 due = await flusher.buffer.next_due(rt, hurry=hurry)
                 pause = poll if due is None else min(poll, max(0.001, due - rt.now()))
-            except Exception as error:  # the buffer is away, say: it stays at it
+            except BaseException as error:  # the buffer is away, say: it stays at it
+                if ends_us(rt, error, before):
+                    raise
                 failures += 1
                 flusher.events.emit(BackgroundFailed(f"flushing {self.part.name} in this worker", error))
-                longest = poll if hurry else _LONGEST_PAUSE
-                pause = min(longest, poll * 2**failures) * (0.5 + rt.random() / 2)
+                pause = pause_after(failures, poll, poll if hurry else _LONGEST_PAUSE, rt.random())
             await rt.wait(bell, pause)
 
     async def _is_drained(self, rt: Runtime, *, force: bool) -> bool:
