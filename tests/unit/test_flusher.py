@@ -456,6 +456,46 @@ def test_a_failed_save_through_is_its_callers_and_leaves_no_claim(bench):
     assert drive(desk.buffer.read(desk.rt, ["b"]))["b"].suspect
 
 
+def test_what_is_held_for_a_failed_save_settles_once(bench):
+    clock = Clock()
+
+    def save(id, value):
+        raise OSError("lost")
+
+    desk = bench(options={"max_dirty": 1, "on_full": "through", "settle": 5}, clock=clock, save=save)
+    drive(desk.buffer.append(desk.rt, [NewRecord("a", b"a", b"1")], delay=1000))
+    with pytest.raises(OSError, match="lost"):
+        desk.put("b")
+    assert desk.step(keys=["b"], hurry=True) == 0
+    clock.time += 5
+    assert desk.step(keys=["b"]) == 1
+    assert desk.dropped == ["b"]
+    assert drive(desk.buffer.next_due(desk.rt)) == clock.time + 995  # only a
+
+
+def test_what_is_held_by_a_dead_writer_settles_after_its_claim(bench):
+    clock = Clock()
+    desk = bench(options={"settle": 5}, clock=clock)
+    drive(desk.buffer.hold(desk.rt, "b", b"12345678", 1.0))
+    clock.time += 2
+    assert desk.step() == 1
+    assert drive(desk.buffer.next_due(desk.rt)) == clock.time + 5
+    clock.time += 5
+    assert desk.step() == 1
+    assert desk.dropped == ["b", "b"]
+    assert drive(desk.buffer.next_due(desk.rt)) is None
+
+
+def test_flush_complains_of_nothing_that_is_only_held(bench):
+    desk = bench()
+    drive(desk.buffer.hold(desk.rt, "b", b"12345678", 60.0))
+    assert drive(desk.buffer.next_due(desk.rt)) is not None
+    drive(desk.flusher.flush(desk.rt, 0))
+    desk.put("a")
+    with pytest.raises(FlushTimeout, match=r"1 key\(s\) still dirty"):
+        drive(desk.flusher.flush(desk.rt, 0))
+
+
 def test_the_background_thread_saves_by_itself(bench):
     desk = bench(where="background")
     for n in range(50):

@@ -11,6 +11,7 @@ import pytest
 from cachewright import events
 from cachewright.behind.backoff import pause_after
 from cachewright.behind.buffers.base import NewRecord
+from cachewright.errors import WouldDeadlockError
 from cachewright.runtime.aio import AIO
 from cachewright.runtime.base import drive
 from cachewright.runtime.threads import THREADS
@@ -118,7 +119,7 @@ def test_a_cancellation_inside_of_an_async_saver_is_its_records_failure(bench):
         await append(desk, "a")
         await until(lambda: desk.told(events.SaveFailed))
         assert desk.flusher.is_running()
-        await desk.flusher.flush(AIO, 20)
+        await desk.flusher.close(AIO, 20)
 
     asyncio.run(main())
     assert desk.origin == {"a": "v"}
@@ -222,6 +223,7 @@ def test_who_is_cancelled_while_it_saves_through_leaves_the_key_to_settle(bench)
         await until(lambda: saving)
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)
+        assert await desk.flusher.step(AIO, keys=["b"], hurry=True) == 0  # it may still land
 
     asyncio.run(main())
     ask = "SELECT token, suspect FROM record WHERE state = 2"
@@ -266,11 +268,41 @@ def test_flush_starts_it_where_its_loop_stands_still(bench):
     first = asyncio.new_event_loop()
     try:
         first.run_until_complete(append(desk, "a"))
-        asyncio.run(desk.flusher.flush(AIO, 20))
+
+        async def second():
+            await desk.flusher.flush(AIO, 20)
+            await desk.flusher.close(AIO, 20)
+
+        asyncio.run(second())
         assert desk.origin == {"a": "v"}
         first.run_until_complete(asyncio.sleep(0.01))
     finally:
         first.close()
+
+
+def test_a_blocking_call_that_holds_up_the_loop_that_saves_is_refused(bench, monkeypatch):
+    async def save(id, value):
+        desk.save(id, value)
+
+    desk = bench(where="background", save=save, options={"delay": 60})
+
+    async def main():
+        await append(desk, "a")
+        with pytest.raises(WouldDeadlockError, match="await aflush"):
+            drive(desk.flusher.flush(THREADS, 20))
+        with pytest.raises(WouldDeadlockError, match="await aclose"):
+            drive(desk.flusher.close(THREADS, 20))
+        assert not desk.flusher.is_running()
+        await desk.flusher.flush(AIO, 20)
+        assert desk.origin == {"a": "v"}
+        assert desk.flusher.is_running()
+        with pytest.raises(WouldDeadlockError, match="await aflush"):  # not only where something is dirty
+            drive(desk.flusher.flush(THREADS, 20))
+        monkeypatch.setattr(THREADS, "sleep", None)
+        drive(desk.flusher.close(THREADS, 20))  # nothing to wait for, and not for its end
+        assert not desk.flusher.is_running()
+
+    asyncio.run(main())
 
 
 def test_an_outage_of_any_length_has_a_pause():

@@ -20,7 +20,7 @@ from cachewright.behind.intake import Intake
 from cachewright.behind.rounds import AfterSave, Rounds
 from cachewright.behind.saving import Savers
 from cachewright.behind.types import BehindOptions
-from cachewright.errors import BufferUnavailable, ConfigurationError, FlushTimeout
+from cachewright.errors import BufferUnavailable, ConfigurationError, FlushTimeout, WouldDeadlockError
 from cachewright.events import Hub
 from cachewright.runtime.base import Runtime, Waiter, drive
 from cachewright.runtime.threads import THREADS
@@ -203,11 +203,14 @@ class Flusher:
 
         Raises:
             FlushTimeout: dirty keys remained, or records became dead letters meanwhile; it names them.
+            WouldDeadlockError: this blocking call would hold up the event loop that is to save.
             BufferUnavailable: the buffer is away, and still was when the time was over.
         """
+        self._own_process()
+        if self._background.is_held_up_by(rt):
+            raise self._would_wait_for_itself("aflush")
         if not self.buffer.exists:
             return
-        self._own_process()
         if self._saves_here and not self.is_running():  # else others do the work, and this one only waits
             self.check_face(rt)
         self.start(rt)
@@ -220,7 +223,8 @@ class Flusher:
             while (due := await self._patiently(rt, deadline, look)) is not None:
                 left = 0.05 if deadline is None else deadline - rt.monotonic()
                 if left <= 0:
-                    raise await self._too_late(rt, timeout)
+                    await self._too_late(rt, timeout)
+                    break
                 if self.where == "none" and await self.step(rt, hurry=True):
                     continue
                 self.start(rt)  # it may have been cancelled, or stand still with its loop
@@ -251,13 +255,16 @@ class Flusher:
                     raise
             await rt.sleep(min(self.options.poll, max(0.001, deadline - rt.monotonic())))
 
-    async def _too_late(self, rt: Runtime, timeout: float | None) -> FlushTimeout:
+    async def _too_late(self, rt: Runtime, timeout: float | None) -> None:
+        """Raises `FlushTimeout`, but where nothing is dirty: what is due is only held for a save through that failed."""
         dirty = await self.buffer.records(rt)
+        if not dirty:
+            return
         errors = [f"{r.key!r}: {r.last_error}" for r in dirty if r.last_error]
         last = f"; last error of {errors[0]}" if errors else ""
         stats = await self.buffer.stats(rt)
-        return FlushTimeout(
-            f"{self.repository}: {stats.dirty} key(s) still dirty after {timeout} s{last}; "
+        raise FlushTimeout(
+            f"{self.repository}: {max(stats.dirty, len(dirty))} key(s) still dirty after {timeout} s{last}; "
             f"they stay in {self.buffer.url} and are saved by the next process that opens it",
             [record.key for record in dirty],
         )
@@ -267,17 +274,27 @@ class Flusher:
 
         Raises:
             FlushTimeout: dirty keys remained; they stay in the buffer.
+            WouldDeadlockError: the same, as this blocking call would hold up the event loop that is to save them.
         """
         self._own_process()
         try:
             if self.where in ("background", "none") and self.buffer.exists:
-                if self.savers.is_async and rt.name == "threads" and not self.is_running():
+                if self._background.is_held_up_by(rt):
+                    if await self.buffer.records(rt, 1):
+                        raise self._would_wait_for_itself("aclose")
+                elif self.savers.is_async and rt.name == "threads" and not self.is_running():
                     if await self.buffer.next_due(rt) is not None:
-                        raise await self._too_late(rt, 0)
+                        await self._too_late(rt, 0)
                 else:
                     await self.flush(rt, timeout)
         finally:
             await self._stop(rt)
+
+    def _would_wait_for_itself(self, instead: str) -> WouldDeadlockError:
+        return WouldDeadlockError(
+            f"the savers of {self.repository!r} run on this thread's event loop, which this blocking call would hold up: "
+            f"await {instead} instead"
+        )
 
     async def _stop(self, rt: Runtime) -> None:
         await self._background.stop(rt)

@@ -80,7 +80,8 @@ class Rounds:
             return  # the buffer failed, and may still; or nothing may be awaited any more
         said = f"its flusher was ended by {type(error).__name__} while saving it"
         # Who exits may do so because of this very record, and after its next start again; who is cancelled does not.
-        counts = isinstance(error, KeyboardInterrupt | SystemExit)
+        # What is held counts, too: a hurried round would take what it has not tried yet before its time to settle is over.
+        counts = held or isinstance(error, KeyboardInterrupt | SystemExit)
         failures = [Failure(r.key, r.sequence, said, rt.now(), counts=counts) for r in records]
         try:
             if failures:
@@ -137,9 +138,13 @@ class Rounds:
         # What is saved through a full buffer settles whoever orders the saves: no state of it is kept that would be
         # saved again, so the slot is dropped once more when the save must have landed.
         settle = self._settle((o.record for o in outcomes), held=not patient)
-        acks = [Ack(o.record.key, o.record.sequence, o.unknown) for o in outcomes if o.error is None]
-        if acks:
-            await self.buffer.acknowledge(rt, token, acks, settle=settle)
+        saved = [o for o in outcomes if o.error is None]
+        for over in (True, False):
+            acks = [
+                Ack(o.record.key, o.record.sequence, o.unknown) for o in saved if _settled(o.record) == over
+            ]
+            if acks:
+                await self.buffer.acknowledge(rt, token, acks, settle=0.0 if over else settle)
         failed = {o.record.key: o for o in outcomes if o.error is not None}
         failures = [self._failure(rt, outcome) for outcome in failed.values()]
         failures += [
@@ -147,7 +152,7 @@ class Rounds:
         ]
         dead = set(await self.buffer.fail(rt, token, failures, settle=settle)) if failures else set()
         with self._lock:
-            self.saved += len(acks)
+            self.saved += len(saved)
             self.failed += len(failures)
             self.dead += len(dead)
         if not patient:
@@ -204,6 +209,14 @@ class Rounds:
         await _ended(rt, heart)
         if outcome.error is not None:
             raise outcome.error
+
+
+def _settled(record: Record) -> bool:
+    """Whether it is only held and its save failed so long ago that it must have landed.
+
+    It is due since it was made, or settles since its save failed. One that was taken over from a dead writer has yet to.
+    """
+    return record.state == "held" and record.not_before > record.first_dirty
 
 
 async def _ended(rt: Runtime, heart: Job) -> None:
