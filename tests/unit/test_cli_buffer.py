@@ -208,6 +208,18 @@ def test_nothing_is_discarded_that_a_tier_would_not_hear_of(desk):
     assert desk.dead() == 1
 
 
+def test_discard_says_that_it_reaches_no_other_processs_memory(desk):
+    module = desk.folder / "shop.py"
+    module.write_text(module.read_text().replace(', f"sqlite:///{HERE}/tier.db"', ""))
+    desk.fill("1=bad one")
+    desk.run("drain")
+    assert "restart it" in desk.json("discard", "--all", "--dry-run")["notice"]
+    done = desk.run("discard", "--all", "--yes")
+    assert (done.returncode, done.stdout) == (0, 'discarded: user:"1"\n')
+    assert "each process's own memory" in done.stderr
+    assert "notice" not in desk.json("discard", "--all", "--yes")  # nothing was
+
+
 def test_keys_as_the_tables_show_them(tmp_path, desk):
     # raw keys of another's making; our own are escaped already
     buffer = open_buffer(f"sqlite:///{tmp_path}/buffer.db", "shop/user")

@@ -236,8 +236,11 @@ def discard(
         )
     with _open(target, repository) as (cache, parts):
         chosen, unknown = _choose(parts, keys, all_)
+        notice = _deaf(cache) if chosen else None
+        if notice is not None and not json:
+            print(notice, file=sys.stderr)  # before it asks
         if dry_run:
-            _report("would be discarded", [key for _, key in chosen], unknown, json)
+            _report("would be discarded", [key for _, key in chosen], unknown, json, notice)
         if chosen and not yes:
             for _, key in chosen[:20]:
                 print(f"  {escaped(key)}", file=sys.stderr)
@@ -251,7 +254,17 @@ def discard(
         if late:
             said = f"discarded, but {', '.join(late)} went away and may still hold the value: delete the key there"
             errors |= dict.fromkeys(done, said)
-    _report("discarded", done, unknown | errors, json)
+    _report("discarded", done, unknown | errors, json, notice)
+
+
+def _deaf(cache: Cache) -> str | None:
+    """What to tell of a cache whose entries lie in each process alone: none of them hears of this one's drops."""
+    if any(level.tier.kind != "memory" for level in cache.engine.state.chain.levels):
+        return None
+    return (
+        "notice: the values of this cache lie in each process's own memory, which no command reaches: a process that runs "
+        "may serve a discarded value until its time is over; restart it, or call invalidate(id) there"
+    )
 
 
 def _reach(cache: Cache) -> None:
@@ -327,9 +340,12 @@ def _each(
     return done, errors
 
 
-def _report(word: str, done: Sequence[str], errors: dict[str, str], json: bool) -> NoReturn:
+def _report(
+    word: str, done: Sequence[str], errors: dict[str, str], json: bool, notice: str | None = None
+) -> NoReturn:
     if json:
-        print_json({word.replace(" ", "_"): list(done), "errors": errors})
+        notices = {} if notice is None else {"notice": notice}
+        print_json({word.replace(" ", "_"): list(done), "errors": errors, **notices})
     else:
         for key in done:
             print(f"{word}: {escaped(key)}")
