@@ -104,7 +104,8 @@ class CacheAside(Strategies):
         """The values of many keys; ``loader(missing_keys)`` returns a mapping for all that is not cached.
 
         A key that it leaves out is absent and not stored; an exception instance as a value fails that key alone (it is
-        raised after the others were stored).
+        raised after the others were stored). ``soft_timeout`` and ``load_timeout`` bound the whole call: stale values
+        answer where every missing key has one.
         """
         return drive(self._get_or_set_many(self._threads, keys, loader, options))
 

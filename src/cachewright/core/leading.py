@@ -18,9 +18,10 @@ from cachewright.core.lease import MAX_REFUSED, Held, Watch, lease_life
 from cachewright.core.levels import Below, commit_down, look_below
 from cachewright.core.loader import Loaded, late_tags_hold, run_loader
 from cachewright.core.slot import Blocked, Hit, Slot, StoredEntry, Take, Wait
+from cachewright.core.stale import answers_at_once, failed_lately, served_stale
 from cachewright.core.state import State, now_ms
 from cachewright.errors import TierUnavailable
-from cachewright.events import LeaseLost, LoadFailed, StaleServed
+from cachewright.events import LeaseLost, LoadFailed
 from cachewright.events import Loaded as LoadedEvent
 from cachewright.options import MISSING, Options
 from cachewright.runtime.base import Runtime
@@ -167,7 +168,7 @@ class Leading:
 
     def _failed_lately(self, verdict: Take, slot: Slot | None) -> bool:
         """Another process has tried and failed between this refresh's start and its read: the origin has rest."""
-        return verdict.stale is not None and slot is not None and now_ms(self.rt) < slot.retry_at
+        return verdict.stale is not None and failed_lately(slot, now_ms(self.rt))
 
     async def _verdict(self, slot: Slot | None) -> Hit | Wait | Blocked | Take:
         state, rt = self.state, self.rt
@@ -198,8 +199,11 @@ class Leading:
             return MISSING
         state.stats.hits += 1
         state.fill(rt, self.ticket, value, entry, plan.options)
-        failed_lately = slot is not None and now_ms(rt) < slot.retry_at
-        if not plan.behind and not failed_lately and refresh_is_due(rt, entry, plan.options):
+        if (
+            not plan.behind
+            and not failed_lately(slot, now_ms(rt))
+            and refresh_is_due(rt, entry, plan.options)
+        ):
             self.refresh_behind(state, rt, replace(plan, forced=True, behind=True))
         return value
 
@@ -212,17 +216,11 @@ class Leading:
         self.stale = self._value(stale, slot)
         if self.stale is MISSING or plan.forced or plan.behind:
             return MISSING
-        now = now_ms(rt)
-        failed_lately = slot is not None and now < slot.retry_at
-        if failed_lately and now < stale.sie_until:
-            why = "error"
-        elif now < stale.swr_until:
-            why = "revalidate"
-        else:
+        why = answers_at_once(stale, slot, now_ms(rt))
+        if why is None:
             return MISSING
-        state.stats.stale_served += 1
-        state.hub.emit(StaleServed(plan.key, why))
-        if not failed_lately:
+        served_stale(state, (plan.key,), why)
+        if not failed_lately(slot, now_ms(rt)):
             self.refresh_behind(state, rt, replace(plan, behind=True))
         return self.stale
 
@@ -331,8 +329,7 @@ class Leading:
         # A refresh's failure is told, and nobody waits for a value.
         if unserved or plan.forced or plan.behind:
             raise error
-        state.stats.stale_served += 1
-        state.hub.emit(StaleServed(plan.key, "error"))
+        served_stale(state, (plan.key,), "error")
         return Outcome.FOUND, self.stale
 
     # ----------------------------------------------------------------------------------- nothing is stored

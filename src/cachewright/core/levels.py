@@ -47,10 +47,12 @@ async def place_leases(
     options: Options,
     invalid: Collection[str] = (),
     made: list[Held] | None = None,
+    forced: Collection[str] = (),
 ) -> dict[str, Held]:
     """Leases on these keys (as they were just read), in one batch; a key whose swap is refused is left out.
 
-    What stands under an ``invalid`` key is as good as absent. ``made`` gets every lease before it is placed.
+    What stands under an ``invalid`` key is as good as absent; that a ``forced`` key's entry is fresh does not matter.
+    ``made`` gets every lease before it is placed.
     """
     swaps: list[Swap] = []
     held: list[Held] = made if made is not None else []
@@ -63,6 +65,7 @@ async def place_leases(
             nonce=rt.new_id(),
             token=token,
             valid=level is state.chain.authority and key not in invalid,  # below, all is about to be replaced
+            forced=key in forced,
             takeover=level is not state.chain.authority,  # below, only the authority's lease counts
         )
         if isinstance(verdict, Take):

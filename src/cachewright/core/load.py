@@ -18,9 +18,10 @@ from cachewright.core.flight import (
     current_load,
 )
 from cachewright.core.leading import Leading, Plan
-from cachewright.core.state import State, now_ms
-from cachewright.errors import LoadTimeout, TierUnavailable
-from cachewright.events import RefreshFailed, StaleServed
+from cachewright.core.stale import served_stale, stale_now
+from cachewright.core.state import State
+from cachewright.errors import LoadTimeout
+from cachewright.events import RefreshFailed
 from cachewright.options import MISSING
 from cachewright.runtime.base import Runtime, Waiter
 
@@ -30,15 +31,16 @@ MAX_HANDED_ON = 100  # leaders who were taken away, before one who followed them
 LOOK_AGAIN = 0.5  # seconds after which one who waits makes sure that the leader still lives
 
 
-async def get_or_load(state: State, rt: Runtime, plan: Plan) -> Any:
-    """The key's value: found, or loaded once for all who ask.
+async def get_or_load(state: State, rt: Runtime, plan: Plan, started: float | None = None) -> Any:
+    """The key's value: found, or loaded once for all who ask. ``started``: from when on the timeouts count, if not now.
 
     Raises:
         LoadTimeout: ``load_timeout`` passed and no stale value may be used.
         RecursiveLoadError: the loader of this key asked for it.
         Exception: whatever the loader raised, where no stale value may be used.
     """
-    started = rt.monotonic()  # the timeouts count from here, however often this caller has to begin anew
+    # The timeouts count from here, however often this caller has to begin anew.
+    started = rt.monotonic() if started is None else started
     # One who cannot use a flight's result goes round again; the third time alone, so that nobody starves.
     turn = handed_on = 0
     while turn < 3:
@@ -101,8 +103,9 @@ def _lead_behind(state: State, rt: Runtime, plan: Plan, flight: Flight) -> None:
         try:
             await _lead(state, rt, plan, flight)
         except Exception as error:
-            # Those who still wait have it from the flight; for those who stopped waiting it must not be lost.
-            state.hub.emit(RefreshFailed(plan.key, error))
+            # Those who still wait have it from the flight; where all have stopped waiting it must not be lost.
+            if not flight.heard:
+                state.hub.emit(RefreshFailed(plan.key, error))
 
     job = state.spawn(rt, lead, f"load of {plan.key}")
     if flight.thread is None and flight.leader_alive is NOBODY_ASKED:
@@ -161,19 +164,6 @@ async def _follow(
 
 
 async def _stale_now(state: State, rt: Runtime, plan: Plan, *, on_error: bool = False) -> Any:
-    """The stale value that stands now, read anew: what the leader read before this caller came may be older."""
-    try:
-        standing, generations = await state.chain.authority.read(rt, (plan.key,), state.tags_of(plan.tags))
-        slot = standing.get(plan.key)
-        entry = slot.entry if slot is not None else None
-        if entry is None or now_ms(rt) >= (entry.sie_until if on_error else entry.ends):
-            return MISSING
-        if not await state.is_valid(rt, entry, generations):
-            return MISSING
-    except TierUnavailable:
-        return MISSING
-    value = state.value_of(plan.key, entry, plan.options.type, state.chain.authority.tier.name)
-    if value is not MISSING:
-        state.stats.stale_served += 1
-        state.hub.emit(StaleServed(plan.key, "timeout"))
-    return value
+    found = await stale_now(state, rt, (plan.key,), plan.tags, plan.options.type, on_error=on_error)
+    served_stale(state, list(found), "timeout")
+    return found.get(plan.key, MISSING)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextvars
+import functools
 import inspect
 import logging
 import os
@@ -35,6 +36,8 @@ SYSTEM_CLOCK = SystemClock()
 
 def is_async(function: Callable[..., Any]) -> bool:
     """Whether calling ``function`` gives something to await (``async def``, a partial or an object of one)."""
+    while isinstance(function, functools.partial):
+        function = function.func
     if inspect.iscoroutinefunction(function):
         return True
     call = getattr(function, "__call__", None)  # noqa: B004  an object with an async __call__

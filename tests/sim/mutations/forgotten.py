@@ -58,9 +58,9 @@ FORGOTTEN = (
     ),
     Mutant(
         "a_stale_value_answers_though_its_tag_changed",
-        "cachewright.core.load",
-        "        if not await state.is_valid(rt, entry, generations):\n            return MISSING\n    except",
-        "    except",
+        "cachewright.core.stale",
+        "            if await state.is_valid(rt, entry, generations):\n",
+        "            if True:\n",
         _AIMED,
     ),
     Mutant(
@@ -72,7 +72,7 @@ FORGOTTEN = (
     ),
     Mutant(
         "a_batch_confirms_what_it_could_not_store",
-        "cachewright.core.batch",
+        "cachewright.core.leading_many",
         "self._answer(key, found, stored.get(key), key in confirmed)",
         "self._answer(key, found, stored.get(key), True)",
         _AIMED,
@@ -83,5 +83,26 @@ FORGOTTEN = (
         "            if took:\n",
         "            if took or lease:\n",
         _AIMED,
+    ),
+    Mutant(
+        "load_timeout_does_not_bound_a_batch",
+        "cachewright.core.batch",
+        "            if hard is not None and waited >= hard:\n",
+        "            if hard is not None and waited >= 9 * hard:\n",
+        ("freshness",),
+    ),
+    Mutant(
+        "soft_timeout_does_not_bound_a_batch",
+        "cachewright.core.batch",
+        "            if soft is not None and waited >= soft:\n",
+        "            if soft is not None and waited >= 99 * soft:\n",
+        ("freshness",),
+    ),
+    Mutant(
+        "a_batch_serves_a_stale_value_though_its_tag_changed",
+        "cachewright.core.leading_many",
+        "        if why is None or not await self.state.is_valid(self.rt, entry, self.generations):\n",
+        "        if why is None:\n",
+        ("tags", "freshness", *_AIMED),
     ),
 )

@@ -36,8 +36,7 @@ class Freshness(Scenario):
         choices: list[Op] = [
             *[Read()] * 3,
             ReadSlowly(seconds=slow),
-            # A batch leads its loads itself and waits for them: what bounds the wait for one key does not bound it.
-            *([ReadBatch(("k", "l"))] if not options.keys() & {"soft_timeout", "load_timeout"} else []),
+            ReadBatch(random.choice((("k",), ("k", "l")))),
             Read("l"),
             Refresh(),
             Get(),
