@@ -230,6 +230,30 @@ def test_refresh_ahead_of_a_call_counts_whatever_the_entry_was_stored_with(aging
     assert aging.get(**options) == "v1"
 
 
+def test_refresh_ahead_of_a_call_for_many_counts_whatever_they_were_stored_with(aging: Aging) -> None:
+    asked: list[list[str]] = []
+
+    def load(
+        keys: Any,
+    ) -> Any:  # (no type: what was set untyped in memory is no hit there for who asks for one)
+        asked.append(sorted(keys))
+        return dict.fromkeys(keys, "new")
+
+    def get(**options: Any) -> Any:
+        many = aging.yard.loader(load)
+        return aging.yard.do("get_or_set_many", ["k", "l", "m"], many, on=aging.cache, ttl=100, **options)
+
+    aging.yard.do("set_many", {"k": "old", "l": "old"}, on=aging.cache, ttl=100)
+    aging.clock.move(60)
+    aging.yard.do("set", "m", "young", on=aging.cache, ttl=100)
+    assert get() == {"k": "old", "l": "old", "m": "young"}
+    assert get(refresh_ahead=0.5) == {"k": "old", "l": "old", "m": "young"}
+    aging.yard.until(lambda: asked)
+    aging.refreshed()
+    assert asked == [["k", "l"]]
+    assert get(refresh_ahead=0.5) == {"k": "new", "l": "new", "m": "young"}
+
+
 @pytest.mark.parametrize("refresh_ahead", [0.5, True])
 def test_after_a_touch_refresh_ahead_goes_by_the_new_life(aging: Aging, refresh_ahead: Any) -> None:
     def load(_: int) -> str:
