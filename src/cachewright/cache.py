@@ -20,9 +20,10 @@ from cachewright.errors import ConfigurationError
 from cachewright.events import Hub
 from cachewright.keys import check_key, check_keys, check_namespace, check_tag
 from cachewright.options import DEFAULTS, MISSING, Freshness, Options, merge, refuse_entries, seconds
-from cachewright.runtime.aio import AIO, AioRuntime
+from cachewright.runtime.aio import AioRuntime
 from cachewright.runtime.base import Clock, Runtime, drive
-from cachewright.runtime.threads import SYSTEM_CLOCK, THREADS, ThreadRuntime
+from cachewright.runtime.threads import SYSTEM_CLOCK, ThreadRuntime
+from cachewright.runtime.workers import LOADS_AT_ONCE, Workers
 from cachewright.spelling import did_you_mean
 from cachewright.tiers.base import Tier
 from cachewright.tiers.memory import MemoryTier
@@ -96,8 +97,9 @@ class Cache(CacheAside):
             local_ttl=seconds("local_ttl", local_ttl) or LOCAL_TTL,
         )
         system = clock is SYSTEM_CLOCK
-        threads = THREADS if system else ThreadRuntime(clock)
-        aio = AIO if system else AioRuntime(clock)
+        # Of its own: loads that hang on one cache's origin must not keep another's from starting.
+        workers = Workers("worker", LOADS_AT_ONCE)
+        threads, aio = ThreadRuntime(clock, workers), AioRuntime(clock, workers)
         super().__init__(Engine(state), threads, aio)
         self._threads: Runtime = threads
         self._aio: Runtime = aio

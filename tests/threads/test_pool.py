@@ -13,7 +13,7 @@ import pytest
 
 from cachewright import Cache, LoadTimeout, RecursiveLoadError
 from cachewright.runtime.process import wait_until
-from cachewright.runtime.workers import Timer, Workers
+from cachewright.runtime.workers import LOADS_AT_ONCE, Timer, Workers
 from cachewright.tiers.sqlite import SqliteTier
 
 
@@ -83,10 +83,33 @@ async def _plain_loaders() -> None:
         assert await asyncio.wait_for(asyncio.gather(one, *loads), 30) == [1] * 71
 
 
+def test_loads_that_hang_in_one_cache_keep_no_other_cache_waiting() -> None:
+    go = threading.Event()
+
+    async def hold(hanging: Cache, healthy: Cache) -> None:
+        for n in range(LOADS_AT_ONCE // 2):
+            with pytest.raises(LoadTimeout):
+                await hanging.aget_or_set(f"a{n}", lambda: go.wait(30), load_timeout=0.002)
+        assert await healthy.aget_or_set("a", lambda: 1, load_timeout=20) == 1
+
+    with Cache() as hanging, Cache() as healthy:
+        for n in range(LOADS_AT_ONCE // 2):
+            with pytest.raises(LoadTimeout):
+                hanging.get_or_set(f"k{n}", lambda: go.wait(30), load_timeout=0.002)
+        try:
+            asyncio.run(hold(hanging, healthy))
+            assert healthy.get_or_set("k", lambda: 1, load_timeout=20) == 1
+            with pytest.raises(LoadTimeout):  # its own pool has an end
+                hanging.get_or_set("one too many", lambda: 1, load_timeout=0.1)
+        finally:
+            go.set()
+        assert hanging.get_or_set("one too many", lambda: 2, load_timeout=20) in (1, 2)
+
+
 def test_a_load_that_has_not_begun_when_its_cache_closes_hangs_nobody(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("cachewright.runtime.threads.BACKGROUND", Workers("test", 2))
+    monkeypatch.setattr("cachewright.cache.LOADS_AT_ONCE", 2)
     cache = Cache()
     busy, done = threading.Barrier(3), threading.Event()
 

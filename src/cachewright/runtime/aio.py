@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from cachewright.runtime.base import Clock
 from cachewright.runtime.threads import SYSTEM_CLOCK, is_async
-from cachewright.runtime.workers import BACKGROUND
+from cachewright.runtime.workers import BACKGROUND, Workers
 
 if TYPE_CHECKING:
     import asyncio
@@ -95,12 +95,12 @@ class TaskJob:
 
 
 class AioRuntime:
-    """See `base.Runtime`."""
+    """See `base.Runtime`; ``workers`` run what would block the loop."""
 
     name: Literal["asyncio"] = "asyncio"
 
-    def __init__(self, clock: Clock = SYSTEM_CLOCK) -> None:
-
+    def __init__(self, clock: Clock = SYSTEM_CLOCK, workers: Workers = BACKGROUND) -> None:
+        self._workers = workers
         self.now = clock.now
         self.monotonic = clock.monotonic
         self.random = (
@@ -166,7 +166,7 @@ class AioRuntime:
             except RuntimeError:
                 log.warning("an event loop closed before work on its behalf had ended")
 
-        BACKGROUND.submit(run)
+        self._workers.submit(run)
         return await future
 
     def spawn(self, work: Callable[[], Coroutine[Any, Any, None]], name: str) -> TaskJob:

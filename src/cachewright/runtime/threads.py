@@ -15,7 +15,7 @@ from typing import Any, Literal, TypeVar
 
 from cachewright.errors import ConfigurationError
 from cachewright.runtime.base import Clock, drive
-from cachewright.runtime.workers import BACKGROUND, TIMER, Due, waiting
+from cachewright.runtime.workers import BACKGROUND, TIMER, Due, Workers, waiting
 
 T = TypeVar("T")
 
@@ -122,11 +122,12 @@ class ThreadJob:
 
 
 class ThreadRuntime:
-    """See `base.Runtime`. One instance serves all threads."""
+    """See `base.Runtime`. One instance serves all threads; ``workers`` run what it starts behind its callers."""
 
     name: Literal["threads"] = "threads"
 
-    def __init__(self, clock: Clock = SYSTEM_CLOCK) -> None:
+    def __init__(self, clock: Clock = SYSTEM_CLOCK, workers: Workers = BACKGROUND) -> None:
+        self._workers = workers
         self.now = clock.now
         self.monotonic = clock.monotonic
         self.random = (
@@ -181,7 +182,7 @@ class ThreadRuntime:
             finally:
                 job.finish()
 
-        BACKGROUND.submit(run)
+        self._workers.submit(run)
         return job
 
     def every(self, seconds: float, tick: Callable[[], Awaitable[bool]], name: str) -> ThreadJob:

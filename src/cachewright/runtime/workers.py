@@ -18,10 +18,21 @@ import weakref
 from collections import deque
 from collections.abc import Callable, Iterator
 
-__all__ = ["BACKGROUND", "HEARTBEATS", "TIMER", "Due", "Timer", "Workers", "pools", "waiting"]
+__all__ = [
+    "BACKGROUND",
+    "HEARTBEATS",
+    "LOADS_AT_ONCE",
+    "TIMER",
+    "Due",
+    "Timer",
+    "Workers",
+    "pools",
+    "waiting",
+]
 
 log = logging.getLogger("cachewright")
 IDLE_SECONDS = 1.0
+LOADS_AT_ONCE = 64  # of one cache, behind callers or of plain functions under asyncio
 
 
 class Workers:
@@ -229,6 +240,6 @@ class Timer:
             del due, work
 
 
-BACKGROUND = Workers("worker", 64)
+BACKGROUND = Workers("worker", 64)  # who has no cache: flushers
 HEARTBEATS = Workers("heartbeat", 4)
 TIMER = Timer()
