@@ -111,9 +111,11 @@ class SavingLater:
         records = [self._record(key, id, value, options) for key, (id, value) in values.items()]
         try:
             await self.flusher.accept(rt, records)
-        except BufferUnconfirmed:
-            # it may have been taken: who misses reads it from the buffer, so nobody may still be served the old entry
-            await self._engine.drop_many(rt, list(values))
+        except Exception as error:
+            # it, or through a full buffer some of it, may have been taken: who misses reads that from the buffer, so
+            # nobody may still be served the old entry
+            if isinstance(error, BufferUnconfirmed) or self.flusher.options.on_full == "through":
+                await self._engine.drop_many(rt, list(values))
             raise
         await self._engine.drop_many(rt, list(values))
 

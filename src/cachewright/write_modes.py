@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from cachewright.behind.buffers.base import Buffer
-from cachewright.behind.types import BehindOptions, OnFull
+from cachewright.behind.types import BehindOptions, OnFull, Spelled
 from cachewright.errors import ConfigurationError
 from cachewright.keys import shorten, without_credentials
 from cachewright.options import Seconds
@@ -31,17 +31,17 @@ class Origin:
 
 
 @dataclass(frozen=True, slots=True)
-class WriteThrough:
+class WriteThrough(Spelled):
     """``writes="through"``: save at the origin, then store in the cache."""
 
 
 @dataclass(frozen=True, slots=True)
-class WriteAround:
+class WriteAround(Spelled):
     """``writes="around"``: save at the origin and leave the key empty: for values that are seldom read back."""
 
 
 @dataclass(frozen=True, slots=True)
-class WriteBehind:
+class WriteBehind(Spelled):
     """``writes="behind"`` with options. Times are seconds.
 
     Attributes:

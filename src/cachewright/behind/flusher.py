@@ -10,6 +10,7 @@ import os
 import threading
 import weakref
 from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from typing import Literal, TypeVar
@@ -22,6 +23,7 @@ from cachewright.behind.saving import Savers
 from cachewright.behind.types import BehindOptions
 from cachewright.errors import BufferUnavailable, ConfigurationError, FlushTimeout, WouldDeadlockError
 from cachewright.events import Hub
+from cachewright.options import seconds
 from cachewright.runtime.base import Runtime, Waiter, drive
 from cachewright.runtime.threads import THREADS
 
@@ -183,10 +185,12 @@ class Flusher:
         return self._flushing > 0
 
     def resume(self) -> bool:
-        """At a repository's creation: starts the flusher if records of an earlier process are there."""
-        waits = self.where == "background" and self.buffer.exists
-        if not waits or drive(self.buffer.next_due(THREADS)) is None:
+        """At a repository's creation: starts the flusher if records of an earlier process are there, or may be."""
+        if self.where != "background" or not self.buffer.exists:
             return False
+        with suppress(BufferUnavailable):  # it may have some; a program that only reads can go on without it
+            if drive(self.buffer.next_due(THREADS)) is None:
+                return False
         self.start(THREADS)
         return True
 
@@ -199,6 +203,8 @@ class Flusher:
     async def flush(self, rt: Runtime, timeout: float | None = None) -> None:
         """Returns when nothing is dirty (settling records are dirty; dead letters are not).
 
+        A timeout is seconds, 0 or more; None: for as long as it takes.
+
         It waits for no coalescing window, but for back-offs. With ``where="none"`` it looks at the deadline after each batch.
 
         Raises:
@@ -206,6 +212,7 @@ class Flusher:
             WouldDeadlockError: this blocking call would hold up the event loop that is to save.
             BufferUnavailable: the buffer is away, and still was when the time was over.
         """
+        timeout = seconds("timeout", timeout, none=True, zero=True)
         self._own_process()
         if self._background.is_held_up_by(rt):
             raise self._would_wait_for_itself("aflush")
@@ -276,6 +283,7 @@ class Flusher:
             FlushTimeout: dirty keys remained; they stay in the buffer.
             WouldDeadlockError: the same, as this blocking call would hold up the event loop that is to save them.
         """
+        timeout = seconds("timeout", timeout, none=True, zero=True)
         self._own_process()
         try:
             if self.where in ("background", "none") and self.buffer.exists:

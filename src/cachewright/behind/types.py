@@ -3,18 +3,36 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, fields
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, Self
 
 from cachewright.errors import ConfigurationError
 from cachewright.keys import shorten
 from cachewright.options import Seconds, seconds
 from cachewright.spelling import did_you_mean
 
-__all__ = ["BehindOptions", "CeleryFlusher", "Write"]
+__all__ = ["BehindOptions", "CeleryFlusher", "Spelled", "Write"]
 
 OnFull = Literal["block", "raise", "through"]
 _ON_FULL = ("block", "raise", "through")
 QUEUE_TYPES = ("classic", "quorum")
+
+
+class Spelled:
+    """Base of option classes: a word that is none of their options is told, with the one that was meant."""
+
+    __slots__ = ()
+
+    if not TYPE_CHECKING:  # who checks types knows the fields of each
+
+        def __new__(cls, *_: object, **given: object) -> Self:
+            known = [one.name for one in fields(cls)]
+            for name in given:
+                if name not in known:
+                    raise ConfigurationError(
+                        f"{cls.__name__}: there is no option {name!r}{did_you_mean(name, known)}; "
+                        f"there are {', '.join(known) or 'none'}"
+                    )
+            return super().__new__(cls)
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +54,7 @@ class Write:
 
 
 @dataclass(frozen=True, slots=True)
-class BehindOptions:
+class BehindOptions(Spelled):
     """How a flusher works. Times are seconds.
 
     Attributes:
@@ -91,7 +109,7 @@ class BehindOptions:
 
 
 @dataclass(frozen=True, slots=True)
-class CeleryFlusher:
+class CeleryFlusher(Spelled):
     """``WriteBehind(flusher=CeleryFlusher(app, …))``: Celery workers save. Needs the extra ``celery``.
 
     All repositories of one app flush through one queue, so they must be given the same settings.
