@@ -69,6 +69,23 @@ def test_a_loader_that_closes_its_cache_does_not_wait_for_itself() -> None:
     assert done.is_set()
 
 
+def test_an_awaited_loader_that_closes_its_cache_is_not_interrupted_by_that(tmp_path: Path) -> None:
+    async def work() -> None:
+        cache = Cache(f"sqlite:///{tmp_path}/cache.db?timeout=30", load_timeout=30)
+        said: list[str] = []
+
+        async def load() -> str:
+            said.append("begins")
+            await cache.aclose(timeout=3600)
+            said.append("is closed")
+            return "value"
+
+        assert await cache.aget_or_set("k", load) == "value"
+        assert said == ["begins", "is closed"]
+
+    asyncio.run(work())
+
+
 def test_a_failing_load_behind_its_callers_is_told_and_counted() -> None:
     told: list[Event] = []
     slow = Slow(ConnectionError("the origin is down"))
