@@ -216,7 +216,12 @@ class Reference:
         values = {key: self.hit(entry, entry.value) for key in keys if (entry := self.fresh(key)) is not None}
         stale = {key: entry for key in keys if key not in values and (entry := self.standing(key))}
         at_once = [key for key, entry in stale.items() if self.served_at_once(entry)]
-        asked = tuple(key for key in keys if key not in values and key not in at_once)
+        values.update({key: stale[key].value for key in at_once})
+        self.counts["stale_served"] += len(at_once)
+        again = [key for key in at_once if self.served_at_once(stale[key]) == "revalidate"]
+        if again:
+            self.refresh_many_behind(again, stale, outcomes, error, options)
+        asked = tuple(key for key in keys if key not in values)
         errors: list[Down] = []
         if asked:
             self.log.append(asked)
@@ -232,14 +237,30 @@ class Reference:
                     values[key] = outcome.value
             except Down as down:
                 errors.append(down)
-        if error and errors:
-            raise errors[0]
-        for key in at_once:
-            outcome = replace(outcomes[key], error=error or outcomes[key].error)
-            values[key] = self.load(key, outcome, options)
         if errors:
             raise errors[0]
         return {key: values[key] for key in keys if key in values and values[key] is not ABSENT}
+
+    def refresh_many_behind(
+        self,
+        keys: Sequence[str],
+        stale: Mapping[str, Entry],
+        outcomes: Mapping[str, Outcome],
+        error: str,
+        options: Options,
+    ) -> None:
+        self.log.append(tuple(keys))
+        self.counts["misses"] += len(keys)
+        self.counts["load_failures" if error else "loads"] += 1
+        for key in keys:
+            outcome = replace(outcomes[key], error=error or outcomes[key].error)
+            try:
+                if outcome.error:
+                    self.failed(key, stale[key], outcome.error, options, forced=True)
+                else:
+                    self.take(key, stale[key], outcome, options)
+            except Down:
+                pass  # told as an event
 
     # Changing
 
