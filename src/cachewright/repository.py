@@ -315,6 +315,7 @@ class Repository(BehindFace[Id], WarmIdsFace[Id], Generic[Id, V]):
 
         Raises:
             FlushTimeout: after ``timeout`` seconds something still was; ``dirty`` has the keys.
+            WouldDeadlockError: this blocking call would hold up the event loop that is to save; await `aflush`.
         """
         drive(self._writer.flush(self._threads, timeout))
 
@@ -325,8 +326,11 @@ class Repository(BehindFace[Id], WarmIdsFace[Id], Generic[Id, V]):
     def close(self, timeout: float | None = 10.0) -> None:
         """Write-behind: drains within ``timeout`` seconds and stops the flusher. What is left stays in the buffer.
 
+        A later use opens anew: a `put` is taken, and starts the flusher again.
+
         Raises:
             FlushTimeout: something is left.
+            WouldDeadlockError: so it is, and this call would hold up the event loop that is to save; await `aclose`.
         """
         drive(self._writer.close(self._threads, timeout))
 
