@@ -245,6 +245,45 @@ def test_a_circle_through_a_batch_is_seen(wanted: str) -> None:
         assert errors
 
 
+@pytest.mark.parametrize("patience", [None, 60])
+@pytest.mark.parametrize("many", [False, True], ids=["one key", "many keys"])
+def test_a_circle_through_a_load_inside_of_a_load_is_seen(many: bool, patience: float | None) -> None:
+    """x loads y, whose loader waits for q; q's asks for x, which waits for nobody but, by way of y, for q."""
+    q_begun, y_begun = threading.Event(), threading.Event()
+    errors: list[BaseException] = []
+    with Cache(soft_timeout=patience) as cache:
+
+        def load_x() -> object:
+            if many:
+                return cache.get_or_set_many(["y"], lambda keys: {"y": load_y()})
+            return cache.get_or_set("y", load_y)
+
+        def load_y() -> object:
+            assert q_begun.wait(20)
+            y_begun.set()
+            return cache.get_or_set("q", lambda: 1)
+
+        def load_q() -> object:
+            q_begun.set()
+            assert y_begun.wait(20)
+            (flight,) = [f for (key, _), f in cache.engine.state.flights._open.items() if key == "q"]
+            # (its own caller is the second who waits where the load runs behind him)
+            assert wait_until(lambda: len(flight.waiters) == (2 if patience else 1), 20)
+            return cache.get_or_set("x", lambda: 1)
+
+        def run(key: str, load: Callable[[], object]) -> None:
+            try:
+                cache.get_or_set(key, load)
+            except RecursiveLoadError as error:
+                errors.append(error)
+
+        threads = [in_thread(partial(run, "x", load_x)), in_thread(partial(run, "q", load_q))]
+        for thread in threads:
+            thread.join(20)
+        assert not any(thread.is_alive() for thread in threads), "they wait for each other"
+        assert errors
+
+
 def test_a_refresh_cancelled_before_its_first_step_does_not_keep_others_away() -> None:
     asyncio.run(_cancelled_refresh())
 

@@ -19,7 +19,7 @@ from __future__ import annotations
 import contextvars
 import enum
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, TypeVar, Unpack, cast
 
 from cachewright.errors import ConfigurationError, RecursiveLoadError, WouldDeadlockError
@@ -198,6 +198,14 @@ Joined = tuple[Phase, int]
 """How far a flight was when somebody joined it, and in which round of its reading."""
 
 
+def _led_by(context: LoadContext | None) -> Iterator[Flight]:
+    """The flights that wait for this code: its own load's, and those of the loads that it runs inside of."""
+    while context is not None:
+        if context.active:
+            yield from context.flights
+        context = context.outer
+
+
 def NOBODY_ASKED() -> bool:  # noqa: N802  a constant that happens to be callable
     """`Flight.leader_alive` before its leader has said who it is."""
     return True
@@ -293,7 +301,7 @@ class Flights:
             flight.waiters.append(waiter)
             if flight.phase >= Phase.LOADING:
                 flight.joined_late = True
-            for mine in context.flights if context is not None else ():
+            for mine in _led_by(context):
                 mine.waits_for.append(flight)
             return flight, (flight.phase, flight.round), waiter
 
@@ -305,12 +313,7 @@ class Flights:
 
     @staticmethod
     def _check_circle(context: LoadContext, flight: Flight, key: str) -> None:
-        mine: set[Flight] = set()
-        outer: LoadContext | None = context
-        while outer is not None:
-            if outer.active:
-                mine.update(outer.flights)
-            outer = outer.outer
+        mine = set(_led_by(context))
         todo, seen = [flight], set[Flight]()
         while todo:
             one = todo.pop()
@@ -325,8 +328,7 @@ class Flights:
         with self._lock:
             if waiter in flight.waiters:
                 flight.waiters.remove(waiter)
-            context = current_load()
-            for mine in context.flights if context is not None else ():
+            for mine in _led_by(current_load()):
                 if flight in mine.waits_for:
                     mine.waits_for.remove(flight)
 
