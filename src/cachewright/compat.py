@@ -243,11 +243,12 @@ def _unbounded(function: Callable[..., Any], held: _Held, typed: bool) -> Callab
 
 
 def _bounded(function: Callable[..., Any], held: _Held, typed: bool) -> Callable[..., Any]:
+    # Bound now: the function to be cached may be `len` itself.
     get, root, count = (
         held.found.get,
         held.root,
         len,
-    )  # bound now: the function to be cached may be `len` itself
+    )
 
     def wrapper(*args: Any, **kwargs: Any) -> Any:
         if not kwargs and not typed and count(args) == 1 and type(args[0]) in _PLAIN:

@@ -371,9 +371,8 @@ class Leading:
         store = said.get("store", True) and (options.store_if is None or options.store_if(value))
         # Tags that came with the value cannot be checked: nothing would tell whether they changed meanwhile.
         if self.ticket is not None and store and not said.get("tags"):
-            marks = dict.fromkeys(
-                state.tags_of(plan.tags), NO_MARK
-            )  # so that a change of a tag finds it here
+            # So that a change of a tag finds it here.
+            marks = dict.fromkeys(state.tags_of(plan.tags), NO_MARK)
             entry = state.make_entry(rt, plan.key, value, options, marks, said=said)
             state.fill(rt, self.ticket, value, entry, options, rt.monotonic())
         return Outcome.LOADED, value

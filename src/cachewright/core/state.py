@@ -88,9 +88,8 @@ class State(Background):
         self.stats = Stats()
         self.flights = Flights()
         self._own_generations: dict[str, Generation] = {}
-        self.decorated: weakref.WeakSet[Any] = (
-            weakref.WeakSet()
-        )  # functions, which count their hits by themselves
+        # Functions, which count their hits by themselves.
+        self.decorated: weakref.WeakSet[Any] = weakref.WeakSet()
         self.after_fork()
 
     def after_fork(self) -> None:

@@ -112,9 +112,8 @@ class AioRuntime:
         self._workers = workers
         self.now = clock.now
         self.monotonic = clock.monotonic
-        self.random = (
-            random.Random().random
-        )  # of its own: a program that seeds the module must not seed our jitter
+        # Of its own: a program that seeds the module must not seed our jitter.
+        self.random = random.Random().random
         self._tasks: set[asyncio.Task[None]] = set()  # a task nobody holds is collected half-way
 
     @staticmethod

@@ -130,9 +130,8 @@ class ThreadRuntime:
         self._workers = workers
         self.now = clock.now
         self.monotonic = clock.monotonic
-        self.random = (
-            random.Random().random
-        )  # of its own: a program that seeds the module must not seed our jitter
+        # Of its own: a program that seeds the module must not seed our jitter.
+        self.random = random.Random().random
 
     @staticmethod
     def new_id() -> bytes:

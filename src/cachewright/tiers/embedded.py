@@ -244,9 +244,8 @@ class _Attachment:
         if inherited is None:
             return
         own = open_lock(self.base / "users.lock")
-        fcntl.flock(
-            own, fcntl.LOCK_SH
-        )  # granted at once: the inherited descriptor still holds the shared lock
+        # Granted at once: the inherited descriptor still holds the shared lock.
+        fcntl.flock(own, fcntl.LOCK_SH)
         self._users_fd = own
         os.close(inherited)
 
@@ -288,9 +287,8 @@ def _start_keeper(base: Path) -> subprocess.Popen[bytes]:
     keeper_lock = open_lock(base / "keeper.lock")
     log = os.open(base / "server.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
     try:
-        fcntl.flock(
-            keeper_lock, fcntl.LOCK_EX
-        )  # inherited by the keeper below, so there is no moment without it
+        # Inherited by the keeper below, so there is no moment without it.
+        fcntl.flock(keeper_lock, fcntl.LOCK_EX)
         root = str(Path(__file__).resolve().parents[2])
         return subprocess.Popen(
             [sys.executable, "-m", __name__, str(base), str(keeper_lock)],

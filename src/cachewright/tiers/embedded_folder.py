@@ -35,9 +35,8 @@ def private_folder(base: Path) -> None:
         found = base.lstat()  # not what a link points to: that would be given our mode and our files
         _check(base, found)
         if found.st_mode & 0o077:
-            base.chmod(
-                0o700
-            )  # nobody can have put a link there meanwhile: the folder above is not everybody's, or sticky
+            # Nobody can have put a link there meanwhile: the folder above is not everybody's, or sticky.
+            base.chmod(0o700)
     except OSError as error:
         raise TierUnavailable("embedded", f"{base} cannot be made: {error.strerror}") from error
 

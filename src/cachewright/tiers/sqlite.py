@@ -219,9 +219,8 @@ class SqliteTier(Tier):
         if current is None or expected is None:
             matches = current is expected
         else:
-            matches = (
-                current.header == expected.header
-            )  # foreign bytes: their "header" is not the column of that name
+            # Foreign bytes: their "header" is not the column of that name.
+            matches = current.header == expected.header
         if not matches:
             return Swapped(False, current)
         self._put(connection, swap.key, new, now)

@@ -220,9 +220,8 @@ class SqliteFile:
         """True for an empty file, False for one of ours; refuses all others before anything is changed."""
         alone = not connection.in_transaction
         if alone:
-            connection.execute(
-                "BEGIN"
-            )  # else another process may make the tables between two of these answers
+            # Else another process may make the tables between two of these answers.
+            connection.execute("BEGIN")
         ours = connection.execute("PRAGMA application_id").fetchone()[0] == self._application_id
         version = connection.execute("PRAGMA user_version").fetchone()[0]
         tables = connection.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]
