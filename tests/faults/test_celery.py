@@ -49,6 +49,8 @@ SHOP = """
     def save(id, value, write):
         if value == "kill" and write.attempt == 1:
             os.kill(os.getpid(), 9)
+        if value == "exit" and write.attempt == 1:
+            raise SystemExit(3)
         with sqlite3.connect(f"{FOLDER}/origin.db", timeout=20) as db:
             db.execute("CREATE TABLE IF NOT EXISTS journal(id, value, pid)")
             db.execute("CREATE TABLE IF NOT EXISTS users(id PRIMARY KEY, value, seq)")
@@ -204,9 +206,9 @@ def test_a_worker_saves_what_was_hinted(shop, pool, kind):
 def test_a_valkey_broker_works_and_is_warned_of(shop, valkey_server):
     desk = shop(valkey_server.url, SHOP_SWEEP="0.5")
     desk.worker("prefork", 2)
-    assert desk.put("a=1", "b=kill") == (2, 0)
+    assert desk.put("a=1", "b=kill", "c=exit") == (3, 0)
     desk.wait(lambda: desk.dirty() == 0, "the flush")
-    assert desk.users() == {"a": "1", "b": "kill"}
+    assert desk.users() == {"a": "1", "b": "kill", "c": "exit"}
     assert "visibility timeout" in desk.log()
 
 

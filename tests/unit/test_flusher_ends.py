@@ -15,7 +15,7 @@ from cachewright.errors import WouldDeadlockError
 from cachewright.runtime.aio import AIO
 from cachewright.runtime.base import drive
 from cachewright.runtime.threads import THREADS
-from tests.unit.test_flusher import Bench
+from tests.unit.test_flusher import Bench, Clock
 
 QUICK = {"backoff": 0.001, "settle": 0.001, "poll": 0.05}
 
@@ -198,12 +198,14 @@ def test_an_exit_on_the_main_thread_ends_the_call_and_gives_the_claim_back(bench
     def save(id, value):
         raise KeyboardInterrupt
 
-    desk = bench(save=save, options={"claim": 60.0})
+    clock = Clock()
+    desk = bench(save=save, clock=clock, options={"claim": 60.0, "backoff": 1})
     desk.put("a")
     with pytest.raises(KeyboardInterrupt):
         desk.step()
     record = record_of(desk, "a")
     assert (record.token, record.tries) == (None, 1)  # it may be the record that does it
+    assert clock.time + 1 <= record.not_before <= clock.time + 2
 
 
 def test_who_is_cancelled_while_it_saves_through_leaves_the_key_to_settle(bench):

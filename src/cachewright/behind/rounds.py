@@ -82,7 +82,16 @@ class Rounds:
         # Who exits may do so because of this very record, and after its next start again; who is cancelled does not.
         # What is held counts, too: a hurried round would take what it has not tried yet before its time to settle is over.
         counts = held or isinstance(error, KeyboardInterrupt | SystemExit)
-        failures = [Failure(r.key, r.sequence, said, rt.now(), counts=counts) for r in records]
+        failures = [
+            Failure(
+                r.key,
+                r.sequence,
+                said,
+                rt.now() + (self._backoff(r.tries + 1, rt.random()) if counts else 0.0),
+                counts=counts,
+            )
+            for r in records
+        ]
         try:
             if failures:
                 await self.buffer.fail(rt, token, failures, settle=self._settle(records, held=held))
