@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
 import time
 from collections.abc import Callable, Iterator
@@ -10,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from cachewright.core.slot import Intent, Lease, Slot, StoredEntry
+from cachewright.core.slot import Intent, Slot
 from cachewright.errors import ConfigurationError, TierProtocolError, TierTimeout, TierUnavailable
 from cachewright.runtime.aio import AIO
 from cachewright.runtime.base import drive
@@ -23,28 +22,12 @@ from cachewright.tiers.redis_cluster import RedisClusterTier
 from cachewright.tiers.redis_cluster_map import key_slot, parse_slots, redirection
 from cachewright.tiers.redis_driver import ReplyError
 from cachewright.tiers.redis_process import RedisProcess
+from tests.slots import lease as leased
+from tests.slots import run
+from tests.slots import slot as stored
 
 KEYS = [f"k{n}" for n in range(300)]
 LATEST = 0.95
-
-
-def stored(payload: bytes = b"v") -> Slot:
-    now = int(time.time() * 1000)
-    return Slot(os.urandom(8), entry=StoredEntry(payload, now, now + 60_000, 0, 0))
-
-
-def leased() -> Slot:
-    return Slot(os.urandom(8), lease=Lease(os.urandom(8), int(time.time() * 1000) + 5000, 5000))
-
-
-def run(rt: Any, coroutine: Any) -> Any:
-    if rt is THREADS:
-        return drive(coroutine)
-
-    async def main() -> Any:
-        return await coroutine
-
-    return asyncio.run(main())
 
 
 def tier_of(cluster: ClusterProcesses, namespace: str, *, first_node_only: bool = False) -> RedisClusterTier:

@@ -14,7 +14,6 @@ from typing import Any
 
 import pytest
 
-from cachewright.core.slot import Lease, Slot, StoredEntry
 from cachewright.errors import TierTimeout, TierUnavailable
 from cachewright.runtime.aio import AIO
 from cachewright.runtime.base import drive
@@ -24,28 +23,12 @@ from cachewright.testing.servers import RedisServer
 from cachewright.tiers.base import Swap
 from cachewright.tiers.redis import RedisTier
 from cachewright.tiers.redis_process import RedisProcess
+from tests.slots import lease as leased
+from tests.slots import run
+from tests.slots import slot as stored
 
 # A deadline must hold, but the machine may be busy: what is excluded is a second deadline on top of the first.
 LATEST = 0.95
-
-
-def stored(payload: bytes = b"v") -> Slot:
-    now = int(time.time() * 1000)
-    return Slot(os.urandom(8), entry=StoredEntry(payload, now, now + 60_000, 0, 0))
-
-
-def leased() -> Slot:
-    return Slot(os.urandom(8), lease=Lease(os.urandom(8), int(time.time() * 1000) + 5000, 5000))
-
-
-def run(rt: Any, coroutine: Any) -> Any:
-    if rt is THREADS:
-        return drive(coroutine)
-
-    async def main() -> Any:
-        return await coroutine
-
-    return asyncio.run(main())
 
 
 @pytest.fixture(params=["redis", "valkey"])

@@ -6,34 +6,17 @@ import asyncio
 import contextlib
 import socket
 import threading
-import time
 from collections.abc import Callable, Coroutine, Iterator
 from typing import Any
 
 import pytest
 
-from cachewright.core.slot import NEVER, Slot, StoredEntry
 from cachewright.errors import TierUnavailable
 from cachewright.runtime.aio import AIO
 from cachewright.runtime.base import Runtime, drive
 from cachewright.runtime.threads import THREADS
 from cachewright.tiers.memcached import MemcachedTier
-
-ID = THREADS.new_id
-
-
-def now_ms() -> int:
-    return int(time.time() * 1000)
-
-
-def entry(payload: bytes = b"value", life: int | None = 60_000) -> StoredEntry:
-    now = now_ms()
-    ends = NEVER if life is None else now + life
-    return StoredEntry(payload, now, ends, ends, ends)
-
-
-def slot(payload: bytes = b"value", life: int | None = 60_000) -> Slot:
-    return Slot(ID(), entry=entry(payload, life))
+from tests.slots import slot
 
 
 class Face:

@@ -12,30 +12,13 @@ from typing import Any
 
 import pytest
 
-from cachewright.core.slot import NEVER, Slot, StoredEntry
 from cachewright.errors import TierUnavailable
 from cachewright.runtime.aio import AIO
 from cachewright.runtime.base import drive
 from cachewright.runtime.process import wait_until
 from cachewright.runtime.threads import THREADS
 from cachewright.tiers.memcached import MemcachedTier
-
-ID = THREADS.new_id
-
-
-def now_ms() -> int:
-    return int(time.time() * 1000)
-
-
-def entry(payload: bytes = b"value", life: int | None = 60_000) -> StoredEntry:
-    now = now_ms()
-    ends = NEVER if life is None else now + life
-    return StoredEntry(payload, now, ends, ends, ends)
-
-
-def slot(payload: bytes = b"value", life: int | None = 60_000) -> Slot:
-    return Slot(ID(), entry=entry(payload, life))
-
+from tests.slots import slot
 
 # --------------------------------------------------------------------------------------------- connections
 

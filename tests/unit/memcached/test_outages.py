@@ -7,37 +7,12 @@ from typing import Any
 
 import pytest
 
-from cachewright.core.slot import NEVER, Intent, Lease, Slot, StoredEntry
 from cachewright.errors import TierTimeout, TierUnavailable
 from cachewright.runtime.base import drive
 from cachewright.runtime.process import wait_until
 from cachewright.runtime.threads import THREADS
 from cachewright.tiers.base import Swap
-
-ID = THREADS.new_id
-
-
-def now_ms() -> int:
-    return int(time.time() * 1000)
-
-
-def entry(payload: bytes = b"value", life: int | None = 60_000) -> StoredEntry:
-    now = now_ms()
-    ends = NEVER if life is None else now + life
-    return StoredEntry(payload, now, ends, ends, ends)
-
-
-def slot(payload: bytes = b"value", life: int | None = 60_000) -> Slot:
-    return Slot(ID(), entry=entry(payload, life))
-
-
-def lease(life: int = 5000) -> Slot:
-    return Slot(ID(), lease=Lease(ID(), now_ms() + life, life))
-
-
-def intents(n: int = 1) -> Slot:
-    return Slot(ID(), intents=tuple(Intent(ID(), now_ms() + 30_000) for _ in range(n)), contended=n > 1)
-
+from tests.slots import ID, intents, lease, slot
 
 # ------------------------------------------------------------------------------------------- several nodes
 

@@ -4,33 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import threading
-import time
 from collections.abc import Callable, Coroutine
 from typing import Any
 
-from cachewright.core.slot import NEVER, Intent, Slot, StoredEntry
+from cachewright.core.slot import Intent, Slot
 from cachewright.runtime.aio import AIO
 from cachewright.runtime.base import drive
 from cachewright.runtime.threads import THREADS
 from cachewright.tiers.base import Swap, Swapped
 from cachewright.tiers.memcached import MemcachedTier
-
-ID = THREADS.new_id
-
-
-def now_ms() -> int:
-    return int(time.time() * 1000)
-
-
-def entry(payload: bytes = b"value", life: int | None = 60_000) -> StoredEntry:
-    now = now_ms()
-    ends = NEVER if life is None else now + life
-    return StoredEntry(payload, now, ends, ends, ends)
-
-
-def slot(payload: bytes = b"value", life: int | None = 60_000) -> Slot:
-    return Slot(ID(), entry=entry(payload, life))
-
+from tests.slots import ID, now_ms, slot
 
 # ------------------------------------------------------------------------------------------------- races
 
