@@ -21,6 +21,7 @@ from cachewright.behind import buffers
 from cachewright.behind.buffers import default_buffer_url, sqlite_file
 from cachewright.behind.buffers.base import NewRecord
 from cachewright.behind.buffers.sqlite import SQLiteBuffer
+from cachewright.behind.buffers.sqlite_jobs import Job
 from cachewright.errors import BufferFull, BufferUnavailable, ConfigurationError
 from cachewright.runtime.aio import AIO
 from cachewright.runtime.base import drive
@@ -325,7 +326,7 @@ def test_the_writer_thread_ends_with_the_buffer(tmp_path, monkeypatch):
 def test_work_that_comes_as_the_writer_thread_is_about_to_end_is_done(tmp_path):
     buffer = open_buffer(f"sqlite:///{tmp_path}/x.db", "s")
     file: Any = buffer._file
-    job = sqlite_file._Job(lambda connection: "done")
+    job = Job(0, lambda connection: "done")
     real = file._gate
 
     class Gate:

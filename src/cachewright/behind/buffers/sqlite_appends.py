@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from cachewright.behind.buffers.base import NewRecord
-from cachewright.behind.buffers.sqlite_file import Outcome
+from cachewright.behind.buffers.sqlite_jobs import Outcome
 from cachewright.behind.buffers.sqlite_schema import HELD, TOMBSTONE, VALUE, Scope, upsert
 from cachewright.errors import BufferFull
 

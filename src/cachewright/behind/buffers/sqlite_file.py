@@ -18,17 +18,16 @@ import threading
 import time
 import weakref
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
+from cachewright.behind.buffers.sqlite_jobs import Job, Outcome, Together, runs
 from cachewright.behind.buffers.sqlite_path import prepare_path
 from cachewright.errors import BufferUnavailable, BufferUnconfirmed, CacheError, ConfigurationError
-from cachewright.runtime.base import Runtime, Waiter
+from cachewright.runtime.base import Runtime
 
 T = TypeVar("T")
-Outcome = tuple[Any, BaseException | None]
-Together = Callable[[sqlite3.Connection, list[Any]], list[Outcome]]
 
 __all__ = ["SQLiteFile"]
 
@@ -38,36 +37,6 @@ MAX_IDLE_READERS = 8
 IDLE_SECONDS = 1.0  # after which the writer thread ends
 _LIVE: weakref.WeakSet[SQLiteFile] = weakref.WeakSet()
 _live_lock = threading.Lock()  # held across a fork
-
-
-class _Job:
-    """One caller's work and what became of it. ``together``: how neighbours of its kind are done in one go."""
-
-    __slots__ = ("bell", "ended", "error", "result", "together", "work")
-
-    def __init__(self, work: Any, together: Together | None = None) -> None:
-        self.work, self.together = work, together
-        self.bell: Waiter | None = None
-        self.result: Any = None
-        self.error: BaseException | None = None
-        self.ended = False
-
-    def end(self, result: Any, error: BaseException | None) -> None:
-        self.result, self.error, self.ended = result, error, True
-        bell = self.bell  # after `ended`: who puts one up looks there once more before it waits
-        if bell is not None:
-            bell.set()
-
-
-def _runs(batch: Sequence[_Job]) -> Iterator[list[_Job]]:
-    """Neighbours of one kind; each of the others alone."""
-    run: list[_Job] = []
-    for job in batch:
-        if run and (job.together is None or job.together != run[0].together):
-            yield run
-            run = []
-        run.append(job)
-    yield run
 
 
 class SQLiteFile:
@@ -92,7 +61,7 @@ class SQLiteFile:
 
     def _reset(self) -> None:
         self._turn = threading.Lock()  # held by the one who writes
-        self._queue: deque[_Job] = deque()
+        self._queue: deque[Job] = deque()
         self._writer: sqlite3.Connection | None = None
         self._inode = (0, 0)
         self._gate = threading.Condition()
@@ -172,13 +141,13 @@ class SQLiteFile:
 
         ``work`` may raise a `CacheError` before it has changed anything: that is its caller's alone.
         """
-        return await self._do(rt, _Job(work))  # type: ignore[no-any-return]
+        return await self._do(rt, Job(self._generation, work))  # type: ignore[no-any-return]
 
     async def write_together(self, rt: Runtime, work: Any, together: Together) -> Any:
         """As `write`, where ``together`` takes several callers' work and gives one result or `CacheError` for each."""
-        return await self._do(rt, _Job(work, together))
+        return await self._do(rt, Job(self._generation, work, together))
 
-    async def _do(self, rt: Runtime, job: _Job) -> Any:
+    async def _do(self, rt: Runtime, job: Job) -> Any:
         self._queue.append(job)
         if rt.name != "threads":
             self._call_writer()  # nothing of ours may block an event loop
@@ -225,7 +194,7 @@ class SQLiteFile:
                     return
 
     def _commit_queued(self) -> None:
-        batch: list[_Job] = []
+        batch: list[Job] = []
         while self._queue and len(batch) < MAX_BATCH:
             batch.append(self._queue.popleft())
         if not batch:
@@ -234,18 +203,20 @@ class SQLiteFile:
             if not self._commit(batch) and len(batch) > 1:
                 for job in batch:  # each alone, so that one that cannot be stored fails only itself
                     self._commit([job])
+            if all(job.generation < self._generation for job in batch):
+                self._let_writer_go()
         finally:
             for job in batch:
                 # an interrupt hit this thread: say so rather than let the others wait for ever
                 if not job.ended:
                     job.end(None, BufferUnconfirmed(f"the buffer {self.path}: interrupted, outcome unknown"))
 
-    def _commit(self, batch: list[_Job]) -> bool:
+    def _commit(self, batch: list[Job]) -> bool:
         outcomes: list[Outcome] = []
         try:
             connection = self._open_writer()
             connection.execute("BEGIN IMMEDIATE")
-            for run in _runs(batch):
+            for run in runs(batch):
                 outcomes += self._work_off(connection, run)
             connection.execute("COMMIT")
         except BaseException as error:
@@ -261,7 +232,7 @@ class SQLiteFile:
         return True
 
     @staticmethod
-    def _work_off(connection: sqlite3.Connection, run: list[_Job]) -> list[Outcome]:
+    def _work_off(connection: sqlite3.Connection, run: list[Job]) -> list[Outcome]:
         together = run[0].together
         if together is not None:
             return together(connection, [job.work for job in run])
@@ -288,6 +259,12 @@ class SQLiteFile:
         self._inode = (found.st_dev, found.st_ino)
         return self._writer
 
+    def _let_writer_go(self) -> None:
+        """Work that was asked for before a close has run after it: nobody would close the file again."""
+        writer, self._writer = self._writer, None
+        if writer is not None:
+            writer.close()
+
     def _abandon(self, error: BaseException) -> None:
         connection = self._writer
         if connection is None:
@@ -307,15 +284,14 @@ class SQLiteFile:
 
     async def read(self, rt: Runtime, work: Callable[[sqlite3.Connection], T]) -> T:
         """Runs ``work`` on a connection of its own; sees all that was committed, waits for no writer."""
-        return await rt.offload(self._read, work)
+        return await rt.offload(self._read, work, self._generation)
 
-    def _read(self, work: Callable[[sqlite3.Connection], T]) -> T:
+    def _read(self, work: Callable[[sqlite3.Connection], T], asked: int) -> T:
         with self._gate:
             while self._closed_gate:
                 self._gate.wait()
             self._reading += 1
             connection = self._readers.pop() if self._readers else None
-            generation = self._generation
         try:
             if connection is None:
                 connection = self._connect()
@@ -328,7 +304,8 @@ class SQLiteFile:
         finally:
             with self._gate:
                 self._reading -= 1
-                keep = generation == self._generation and len(self._readers) < MAX_IDLE_READERS
+                # What was asked for before a close may run after it: nobody would close that connection again.
+                keep = asked == self._generation and len(self._readers) < MAX_IDLE_READERS
                 if connection is not None and keep:
                     self._readers.append(connection)
                 elif connection is not None:
