@@ -131,6 +131,9 @@ class Job:
     def cancel(self) -> None:
         self.cancelled = True
 
+    def goes_on(self) -> bool:
+        return not self.done()
+
     def done(self) -> bool:
         return self.over or (self.cancelled and not self.begun)
 

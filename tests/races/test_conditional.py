@@ -8,7 +8,7 @@ import msgspec
 import pytest
 
 from cachewright import MISSING, Cache, ConfigurationError, EncodeError, Entry, current_load
-from cachewright.core.flight import LoadContext
+from cachewright.core.context import LoadContext
 from cachewright.runtime.base import drive
 from cachewright.runtime.threads import THREADS
 from cachewright.testing.servers import RedisServer

@@ -367,11 +367,11 @@ def test_progress_that_returns_false_stops_it(namespace: str, face: str, origin:
 
 @pytest.mark.parametrize("kind", ["cache", "repository"])
 def test_close_ends_it_and_waits_for_what_is_under_way(namespace: str, origin: Origin, kind: str):
-    cache, begun, go = Cache(namespace=namespace), threading.Event(), threading.Event()
+    cache, begun, go = Cache(namespace=namespace), threading.Semaphore(0), threading.Event()
     reports: list[WarmReport[Any]] = []
 
     def load(key: str) -> str:
-        begun.set()
+        begun.release()
         assert go.wait(20)
         return origin.load(key)
 
@@ -385,7 +385,8 @@ def test_close_ends_it_and_waits_for_what_is_under_way(namespace: str, origin: O
 
     worker = threading.Thread(target=run)
     worker.start()
-    assert begun.wait(20)
+    for _ in range(2):  # both of those that may run at once
+        assert begun.acquire(timeout=20)
     closer = threading.Thread(target=cache.close)
     closer.start()
     until(lambda: [part for part in {*cache._parts, *users._warmings} if getattr(part, "_stopping", False)])

@@ -159,6 +159,10 @@ class _Thread:
     def cancel(self) -> None:
         """Nothing can stop a thread; the flusher's flag does."""
 
+    def goes_on(self) -> bool:
+        """Whether it lives."""
+        return not self.done()
+
     def done(self) -> bool:
         """Whether it has ended."""
         return not self._thread.is_alive()

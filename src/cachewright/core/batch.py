@@ -12,8 +12,9 @@ from typing import Any
 
 from cachewright.core.flight import ABSENT
 from cachewright.core.leading import Plan
-from cachewright.core.leading_many import LeadingMany, LoaderMany, as_mapping
+from cachewright.core.leading_many import LeadingMany
 from cachewright.core.load import LOOK_AGAIN, get_or_load
+from cachewright.core.loading_many import LoaderMany, as_mapping
 from cachewright.core.stale import served_stale, stale_now
 from cachewright.core.state import State
 from cachewright.errors import LoadTimeout
@@ -41,24 +42,42 @@ async def get_or_load_many(
     """
     started = rt.monotonic()
     keys = list(dict.fromkeys(keys))
-    batch = LeadingMany(state, rt, loader, options, tags)
-    if options.background:
-        stale = await _follow(batch, keys, started)
+    values: dict[str, Any] = {}
+    errors: dict[str, Exception] = {}
+    rest = keys
+    while rest:
+        batch = LeadingMany(state, rt, loader, options, tags)
+        stale = await _run(batch, rest, started)
+        values.update(batch.values)
+        errors.update(batch.errors)
         if stale is not None:
-            return {
-                key: value
-                for key in keys
-                if (value := batch.values.get(key, stale.get(key, ABSENT))) is not ABSENT
-            }
-    else:
-        await batch.run(keys, _refresh_behind)
-    for key in [key for key in keys if key not in batch.values and key not in batch.done]:
-        value = await get_or_load(state, rt, _single(batch, key), started)
-        if value is not ABSENT:
-            batch.values[key] = value
-    if batch.errors:
-        raise next(iter(batch.errors.values()))
-    return {key: batch.values[key] for key in keys if key in batch.values}
+            values.update(stale)
+            break
+        rest = [key for key in rest if key not in batch.values and key not in batch.done]
+        if rest:
+            # Somebody else is at these: often one for all, so that after the wait for one the others are there, or
+            # are free to be led together.
+            key = rest.pop(0)
+            try:
+                value = await get_or_load(state, rt, _single(batch, key), started)
+            except Exception as error:
+                errors[key] = error
+                hard = options.load_timeout
+                if hard is not None and rt.monotonic() - started >= hard:
+                    break
+            else:
+                if value is not ABSENT:
+                    values[key] = value
+    if errors:
+        raise next(iter(errors.values()))
+    return {key: values[key] for key in keys if key in values}
+
+
+async def _run(batch: LeadingMany, keys: list[str], started: float) -> dict[str, Any] | None:
+    if batch.options.background:
+        return await _follow(batch, keys, started)
+    await batch.run(keys, _refresh_behind)
+    return None
 
 
 class _Behind:

@@ -16,21 +16,16 @@ after every joiner's arrival. Only an ``Exception`` is shared; a cancelled leade
 
 from __future__ import annotations
 
-import contextvars
 import enum
 import threading
-from collections.abc import Callable, Iterable, Iterator
-from typing import Any, TypeVar, Unpack, cast
+from collections.abc import Callable, Iterable
+from typing import Any
 
-from cachewright.errors import ConfigurationError, RecursiveLoadError, WouldDeadlockError
-from cachewright.options import MISSING, Entry, Options, Said, check_said
+from cachewright.core.context import LoadContext, Waiting, check_recursion, current_load, led_by
+from cachewright.errors import RecursiveLoadError, WouldDeadlockError
 from cachewright.runtime.base import Runtime, Waiter
 
-__all__ = [
-    "ABSENT", "Flight", "Flights", "Joined", "LoadContext", "NotModified", "Outcome", "Phase", "current_load",
-]  # fmt: skip
-
-V = TypeVar("V")
+__all__ = ["ABSENT", "NOBODY_ASKED", "Flight", "Flights", "Joined", "Outcome", "Phase"]
 
 
 class _Absent:
@@ -59,151 +54,8 @@ class Outcome(enum.Enum):
     HANDED_ON = "handed on"
 
 
-class NotModified(Entry[Any]):
-    """What `LoadContext.not_modified` gives its loader to return."""
-
-    __slots__ = ("load",)
-
-    load: LoadContext
-
-
-class LoadContext:
-    """What a running loader can learn and say about its own load, through `current_load`.
-
-    Attributes:
-        key: the key being loaded.
-        options: the options of this load.
-        stale: the value that is being replaced and could still be used, or `MISSING`; where a refresh runs ahead of
-            time, the fresh one.
-        note: what was kept beside ``stale`` (see `Entry`), or None.
-    """
-
-    __slots__ = (
-        "active", "also", "find", "flights", "key", "note", "options", "outer", "owner", "parts", "said", "stale",
-    )  # fmt: skip
-
-    def __init__(
-        self,
-        owner: object,
-        key: str,
-        options: Options,
-        stale: Any,
-        flights: Iterable[Flight],
-        also: frozenset[str] = frozenset(),
-        note: Any = None,
-        find: Callable[[str], tuple[Any, Any]] | None = None,
-    ) -> None:
-        self.owner, self.key, self.options, self.stale, self.note = owner, key, options, stale, note
-        self.find = find  # the stale value and the note of one key of a batch
-        self.said: dict[str, Any] = {}
-        self.parts: dict[str, LoadContext] = {}  # of a batch, by key
-        # All that this loader is to end: whoever waits for any of them waits for it.
-        self.flights = tuple(flights)
-        self.also = also  # further keys of a batch
-        self.outer = _LOADING.get()
-        self.active = True
-
-    def of(self, key: str) -> LoadContext:
-        """The part of one key, for a loader of many: its ``stale`` and ``note``, its ``set`` and ``not_modified``.
-
-        A loader of many that was called for one key alone finds the same.
-
-        Raises:
-            ConfigurationError: this load is not about ``key``.
-        """
-        if key == self.key and self.find is None:
-            return self
-        if self.find is None or key not in self.also:
-            raise ConfigurationError(
-                f"current_load().of({key!r}): this load is about {sorted(self.also) or [self.key]}"
-            )
-        if key not in self.parts:
-            stale, note = self.find(key)
-            part = LoadContext(self.owner, key, self.options, stale, self.flights, note=note)
-            part.active = self.active
-            self.parts[key] = part
-        return self.parts[key]
-
-    def forget(self) -> None:
-        """A try has failed: what it said is void."""
-        self.said = {}
-        self.parts.clear()
-
-    def end(self) -> None:
-        """The loader has returned: nothing can be said any more."""
-        for context in (self, *self.parts.values()):
-            context.active = False
-
-    def set(self, **said: Unpack[Said]) -> None:
-        """Says something of the value that this loader is about to return, as `Entry` would.
-
-        For code deep inside of a loader: an HTTP client that has read a ``max-age``, say. Where the loader returns an
-        `Entry`, what that says wins; tags add up. A try that failed (``retries``) has said nothing.
-
-        Args:
-            **said: ``ttl``, ``tags``, ``stale_while_revalidate``, ``stale_if_error``, ``note``, ``store``; see `Entry`.
-
-        Raises:
-            ConfigurationError: the load is over, or a name or value that breaks its rule.
-        """
-        if not self.active:
-            raise ConfigurationError(f"the load of {self.key!r} is over: nothing can be said of it any more")
-        check_said(said)
-        self.said = laid_over(self.said, Entry(None, **said))
-
-    # Of whatever type its loader is to return: ``-> Any`` would be an error there to a strict type checker.
-    def not_modified(self, **said: Unpack[Said]) -> V:  # type: ignore[type-var]
-        """To be returned by a loader that has found that ``stale`` still is the value: it gets a new life.
-
-        Its callers get ``stale``. The tiers keep the payload that they have, where they can, and its tags, and the note,
-        unless another one is given. The new times are as this load's options say, and not as an earlier load's `Entry`
-        did: say ``ttl`` and the windows again with each answer.
-
-        Args:
-            **said: as for `set`.
-
-        Raises:
-            ConfigurationError: there is no ``stale`` value, or a name or value that breaks its rule.
-        """
-        if self.stale is MISSING:
-            raise ConfigurationError(
-                f"not_modified() in the load of {self.key!r}: there is no value to renew; ask the origin "
-                "conditionally only where current_load().stale is not MISSING"
-            )
-        check_said(said)
-        renewed: Any = NotModified(self.stale, **said)
-        renewed.load = self
-        return cast(V, renewed)
-
-
-def laid_over(said: dict[str, Any], entry: Entry[Any]) -> dict[str, Any]:
-    """What was said of a value, with what ``entry`` says laid over it; tags add up."""
-    given = entry.said()
-    tags = (*said.get("tags", ()), *given.get("tags", ()))
-    return said | given | ({"tags": tuple(dict.fromkeys(tags))} if tags else {})
-
-
-_LOADING: contextvars.ContextVar[LoadContext | None] = contextvars.ContextVar(
-    "cachewright_load", default=None
-)
-
-
-def current_load() -> LoadContext | None:
-    """The load that this code runs in; None outside of a loader."""
-    context = _LOADING.get()
-    return context if context is not None and context.active else None
-
-
 Joined = tuple[Phase, int]
 """How far a flight was when somebody joined it, and in which round of its reading."""
-
-
-def _led_by(context: LoadContext | None) -> Iterator[Flight]:
-    """The flights that wait for this code: its own load's, and those of the loads that it runs inside of."""
-    while context is not None:
-        if context.active:
-            yield from context.flights
-        context = context.outer
 
 
 def NOBODY_ASKED() -> bool:  # noqa: N802  a constant that happens to be callable
@@ -211,12 +63,12 @@ def NOBODY_ASKED() -> bool:  # noqa: N802  a constant that happens to be callabl
     return True
 
 
-class Flight:
+class Flight(Waiting):
     """One load of one key."""
 
     __slots__ = (
         "confirmed", "error", "forced", "heard", "joined_late", "killed", "leader_alive", "outcome", "phase", "round", "spoiled",
-        "thread", "value", "waiters", "waits_for",
+        "thread", "value", "waiters",
     )  # fmt: skip
 
     def __init__(self, forced: bool = False) -> None:
@@ -232,9 +84,7 @@ class Flight:
         self.forced = forced
         self.heard = False  # somebody waited for it when it ended
         self.waiters: list[Waiter] = []
-        self.waits_for: list[
-            Flight
-        ] = []  # what this flight's leader is waiting for (gathered, several), to find circles
+        self.waits_for = []  # what its leader is waiting for (gathered, several), to find circles
         self.thread: int | None = None  # of the event loop that leads it; None under threads
         self.leader_alive: Callable[[], bool] = NOBODY_ASKED
 
@@ -292,17 +142,13 @@ class Flights:
                 return mine, (Phase.STARTED, 0), None
             if context is not None:
                 self._check_circle(context, flight, key)
-            if flight.thread is not None and rt.name == "threads" and flight.thread == threading.get_ident():
-                raise WouldDeadlockError(
-                    f"{key!r} is being loaded on this thread's event loop, which this blocking call holds up: "
-                    "await the method with an 'a' in front instead"
-                )
+            _check_own_loop(flight, rt, key)
             waiter = rt.waiter()
             flight.waiters.append(waiter)
             if flight.phase >= Phase.LOADING:
                 flight.joined_late = True
-            for mine in _led_by(context):
-                mine.waits_for.append(flight)
+            for waits in led_by(context):
+                waits.waits_for.append(flight)
             return flight, (flight.phase, flight.round), waiter
 
     def lead(self, owner: object, key: str, mine: Flight) -> bool:
@@ -313,8 +159,8 @@ class Flights:
 
     @staticmethod
     def _check_circle(context: LoadContext, flight: Flight, key: str) -> None:
-        mine = set(_led_by(context))
-        todo, seen = [flight], set[Flight]()
+        mine = set(led_by(context))
+        todo, seen = list[Waiting]([flight]), set[Waiting]()
         while todo:
             one = todo.pop()
             if one in mine:
@@ -328,9 +174,32 @@ class Flights:
         with self._lock:
             if waiter in flight.waiters:
                 flight.waiters.remove(waiter)
-            for mine in _led_by(current_load()):
-                if flight in mine.waits_for:
-                    mine.waits_for.remove(flight)
+            _forget(led_by(current_load()), flight)
+
+    def awaits_lease(self, rt: Runtime, mine: Flight, holder: Flight, key: str) -> Callable[[], None]:
+        """``mine`` waits for the lease that ``holder``, a flight of this process that cannot be joined, has on the
+        key; what is returned ends that.
+
+        A forced load flies apart from those who read. Nobody joins it, and yet they wait for it.
+
+        Raises:
+            RecursiveLoadError: ``holder`` waits for ``mine``.
+            WouldDeadlockError: ``holder`` is led by the event loop that this blocking caller holds up.
+        """
+        context = current_load()
+        with self._lock:
+            _check_own_loop(holder, rt, key)
+            if context is not None:
+                self._check_circle(context, holder, key)
+            waiting = [mine, *led_by(context)]
+            for waits in waiting:
+                waits.waits_for.append(holder)
+
+        def ended() -> None:
+            with self._lock:
+                _forget(waiting, holder)
+
+        return ended
 
     def reached(self, flight: Flight, phase: Phase) -> None:
         """The flight is now that far; a new round of reading goes back."""
@@ -370,27 +239,15 @@ class Flights:
             waiter.set()
 
 
-def check_recursion(context: LoadContext | None, owner: object, key: str) -> None:
-    """Raises `RecursiveLoadError` where the caller is inside a load of ``key``."""
-    outer = context
-    while outer is not None:
-        if outer.active and outer.owner is owner and (outer.key == key or key in outer.also):
-            raise RecursiveLoadError(
-                f"the loader of {key!r} asked for {key!r} itself; read what it needs from the origin, "
-                "or give the part its own key"
-            )
-        outer = outer.outer
+def _check_own_loop(flight: Flight, rt: Runtime, key: str) -> None:
+    if rt.name == "threads" and flight.thread == threading.get_ident() and flight.leader_alive():
+        raise WouldDeadlockError(
+            f"{key!r} is being loaded on this thread's event loop, which this blocking call holds up: "
+            "await the method with an 'a' in front instead"
+        )
 
 
-class loading:  # noqa: N801  used as a context manager, like contextlib.suppress
-    """Marks the code inside as the loader of ``context.key``."""
-
-    def __init__(self, context: LoadContext) -> None:
-        self._context = context
-
-    def __enter__(self) -> None:
-        self._token = _LOADING.set(self._context)
-
-    def __exit__(self, *_: object) -> None:
-        self._context.end()
-        _LOADING.reset(self._token)
+def _forget(waiting: Iterable[Waiting], flight: Flight) -> None:
+    for waits in waiting:
+        if flight in waits.waits_for:
+            waits.waits_for.remove(flight)

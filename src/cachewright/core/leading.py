@@ -13,7 +13,8 @@ from msgspec.structs import replace
 
 from cachewright.core import slot as slots
 from cachewright.core.ahead import refresh_is_due
-from cachewright.core.flight import Flight, LoadContext, Outcome, Phase
+from cachewright.core.context import LoadContext
+from cachewright.core.flight import Flight, Outcome, Phase
 from cachewright.core.lease import MAX_REFUSED, Held, Watch, lease_life
 from cachewright.core.levels import Below, commit_down, look_below
 from cachewright.core.loader import Loaded, late_tags_hold, run_loader
@@ -25,7 +26,7 @@ from cachewright.events import LeaseLost, LoadFailed
 from cachewright.events import Loaded as LoadedEvent
 from cachewright.options import MISSING, Options
 from cachewright.runtime.base import Runtime
-from cachewright.tiers.base import Generation
+from cachewright.tiers.base import Generation, Swapped
 from cachewright.tiers.memory import Ticket
 
 __all__ = ["Leading", "Plan"]
@@ -122,6 +123,7 @@ class Leading:
 
         Its `Held` may live on in the traceback of what interrupted this load.
         """
+        self.watch.awaits_no_more()
         if self.held is not None:
             self.held.let_go()
         if self.context is not None:
@@ -146,18 +148,16 @@ class Leading:
             if plan.behind and (isinstance(verdict, Wait) or self._failed_lately(verdict, slot)):
                 return Outcome.FOUND, MISSING
             if isinstance(verdict, Wait):
+                self.watch.awaits(state, rt, verdict.lease, self.flight, plan.key)
                 state.stats.waits += not self.watch.pauses
                 self.waiting = True
                 return None
             # First the generations, then the lease, then everything below: what decides whether the value may
             # be stored must come before the value is read.
             marks = await state.capture(rt, state.tags_of(plan.tags), self.generations)
-            new = slots.begin_lease(verdict.slot, now=now_ms(rt))
-            # Before the swap: one that is interrupted after it leaves a lease that somebody held.
-            self.held = Held(state, state.chain.authority, plan.key, verdict.token, new)
-            swapped = await state.chain.authority.swap_one(rt, plan.key, slot, new)
-            if swapped.done:
-                return _Won(self.held, verdict.stale, marks)
+            swapped = await self._place_lease(slot, verdict)
+            if isinstance(swapped, Held):
+                return _Won(swapped, verdict.stale, marks)
             self.let_go()
             slot = swapped.current
             self.refused += 1
@@ -165,6 +165,21 @@ class Leading:
                 return Blocked()
             if slot is not None and slot.entry is not None and slot.entry.tags:
                 return None  # its tags must be read with it or after it
+
+    async def _place_lease(self, slot: Slot | None, verdict: Take) -> Held | Swapped:
+        state, rt, key = self.state, self.rt, self.plan.key
+        new = slots.begin_lease(verdict.slot, now=now_ms(rt))
+        # Before the swap: one that is interrupted after it leaves a lease that somebody held.
+        self.held = held = Held(state, state.chain.authority, key, verdict.token, new, self.flight)
+        try:
+            swapped = await state.chain.authority.swap_one(rt, key, slot, new)
+        except TierUnavailable:
+            raise
+        except BaseException:
+            # Cancelled, and the lease may be placed all the same: others would wait for its whole life.
+            await held.abandon(rt)
+            raise
+        return held if swapped.done else swapped
 
     def _failed_lately(self, verdict: Take, slot: Slot | None) -> bool:
         """Another process has tried and failed between this refresh's start and its read: the origin has rest."""

@@ -8,11 +8,12 @@ connection, and takes no lock in turn: it reads the value.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from cachewright.core import slot as slots
 from cachewright.core.breaker import Level
-from cachewright.core.slot import Slot, StoredEntry
+from cachewright.core.flight import Flight
+from cachewright.core.slot import Lease, Slot, StoredEntry
 from cachewright.core.state import FOREVER_MS, State, now_ms
 from cachewright.errors import TierError, TierUnavailable
 from cachewright.events import TierFailed
@@ -37,16 +38,19 @@ def lease_life(state: State, rt: Runtime, options: Options) -> int:
 
 
 class Held:
-    """A lease of ours in one tier. Made *before* the swap that places it: see `Watch`."""
+    """A lease of ours in one tier, for ``flight``. Made *before* the swap that places it: see `Watch`."""
 
-    def __init__(self, state: State, level: Level, key: str, token: bytes, slot: Slot) -> None:
+    def __init__(
+        self, state: State, level: Level, key: str, token: bytes, slot: Slot, flight: Flight | None = None
+    ) -> None:
+        self.flight = flight
         self.state, self.level, self.key, self.token = state, level, key, token
         self.slot: Slot | None = slot  # what we believe stands there
         self.lost = False
         self.sent = 0.0  # monotonic seconds before the last commit was sent: its entry was true then or later
         self._closings = state.closings
         self._beat: Job | None = None
-        if state.chain.in_memory:
+        if flight is not None or state.chain.in_memory:
             state.holding[token] = self
 
     def let_go(self) -> None:
@@ -202,6 +206,28 @@ class Watch:
         self._nonce: bytes | None = None
         self._since = 0.0
         self.pauses = 0
+        self._awaited: Flight | None = None
+        self._no_more: Callable[[], None] | None = None
+
+    def awaits(self, state: State, rt: Runtime, lease: Lease, mine: Flight, key: str) -> None:
+        """``mine`` waits for this lease. Where this very process holds it, that is to be seen in a circle of loads.
+
+        Raises:
+            RecursiveLoadError, WouldDeadlockError: see `Flights.awaits_lease`.
+        """
+        held = state.holding.get(lease.token)
+        holder = held.flight if held is not None else None
+        if holder is not self._awaited:
+            self.awaits_no_more()
+            if holder is not None:
+                self._no_more = state.flights.awaits_lease(rt, mine, holder, key)
+                self._awaited = holder
+
+    def awaits_no_more(self) -> None:
+        """Whatever it waited for, that is over."""
+        no_more, self._no_more, self._awaited = self._no_more, None, None
+        if no_more is not None:
+            no_more()
 
     def is_dead(self, rt: Runtime, slot: Slot) -> bool:
         """Whether the slot's lease may be taken over."""

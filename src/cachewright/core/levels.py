@@ -10,6 +10,7 @@ from collections.abc import Collection, Mapping
 
 from cachewright.core import slot as slots
 from cachewright.core.breaker import Level
+from cachewright.core.flight import Flight
 from cachewright.core.lease import Held, abandon_all, lease_life
 from cachewright.core.slot import Hit, StoredEntry, Take
 from cachewright.core.state import State, now_ms
@@ -17,6 +18,8 @@ from cachewright.errors import TierUnavailable
 from cachewright.options import MISSING, Options
 from cachewright.runtime.base import Runtime
 from cachewright.tiers.base import Generation, Swap
+
+NO_FLIGHTS: Mapping[str, Flight] = {}
 
 __all__ = ["Below", "commit_down", "look_below", "place_leases"]
 
@@ -48,11 +51,13 @@ async def place_leases(
     invalid: Collection[str] = (),
     made: list[Held] | None = None,
     forced: Collection[str] = (),
+    dead: Collection[str] = (),
+    flights: Mapping[str, Flight] = NO_FLIGHTS,
 ) -> dict[str, Held]:
     """Leases on these keys (as they were just read), in one batch; a key whose swap is refused is left out.
 
-    What stands under an ``invalid`` key is as good as absent; that a ``forced`` key's entry is fresh does not matter.
-    ``made`` gets every lease before it is placed.
+    What stands under an ``invalid`` key is as good as absent; that a ``forced`` key's entry is fresh does not matter; a
+    lease on a ``dead`` key is taken over. ``made`` gets every lease before it is placed.
     """
     swaps: list[Swap] = []
     held: list[Held] = made if made is not None else []
@@ -66,18 +71,20 @@ async def place_leases(
             token=token,
             valid=level is state.chain.authority and key not in invalid,  # below, all is about to be replaced
             forced=key in forced,
-            takeover=level is not state.chain.authority,  # below, only the authority's lease counts
+            # Below, only the authority's lease counts.
+            takeover=level is not state.chain.authority or key in dead,
         )
         if isinstance(verdict, Take):
             swaps.append(Swap(key, slot, verdict.slot))
-            held.append(Held(state, level, key, token, verdict.slot))
+            held.append(Held(state, level, key, token, verdict.slot, flights.get(key)))
     if not swaps:
         return {}
     try:
         done = await level.swap(rt, swaps)
-    except TierUnavailable:
-        if level.tier.sharded:
-            # Some nodes may have placed theirs: nobody else's load of those keys should wait for a whole life of them.
+    except BaseException as error:
+        # Some may be placed all the same, by other nodes, or because a caller was cancelled meanwhile: nobody else's
+        # load of those keys should wait for a whole life of them.
+        if level.tier.sharded or not isinstance(error, TierUnavailable):
             await abandon_all(rt, held)
         raise
     return {one.key: one for one, swapped in zip(held, done, strict=True) if swapped.done}

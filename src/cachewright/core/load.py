@@ -7,16 +7,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from cachewright.core.flight import (
-    ABSENT,
-    NOBODY_ASKED,
-    Flight,
-    Joined,
-    Outcome,
-    Phase,
-    check_recursion,
-    current_load,
-)
+from cachewright.core.context import check_recursion, current_load
+from cachewright.core.flight import ABSENT, NOBODY_ASKED, Flight, Joined, Outcome, Phase
 from cachewright.core.leading import Leading, Plan
 from cachewright.core.stale import served_stale, stale_now
 from cachewright.core.state import State
@@ -110,7 +102,7 @@ def _lead_behind(state: State, rt: Runtime, plan: Plan, flight: Flight) -> None:
     job = state.spawn(rt, lead, f"load of {plan.key}")
     if flight.thread is None and flight.leader_alive is NOBODY_ASKED:
         # Until it runs: a cache that closes cancels what has not started, and those who wait must lead themselves.
-        flight.leader_alive = lambda: not job.done()
+        flight.leader_alive = job.goes_on
 
 
 async def _lead(state: State, rt: Runtime, plan: Plan, flight: Flight) -> Any:

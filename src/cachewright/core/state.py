@@ -95,8 +95,9 @@ class State(Background):
     def after_fork(self) -> None:
         """In a forked child: flights, background work and connections stayed with the parent."""
         super().after_fork()
-        # By token, who holds a lease in process memory. Weak: a frame that is unwound lets go of it by itself.
-        self.holding: weakref.WeakValueDictionary[bytes, object] = weakref.WeakValueDictionary()
+        # By token, the leases (`lease.Held`) of this process that others of it may meet. Weak: a frame that is unwound
+        # lets go of it by itself.
+        self.holding: weakref.WeakValueDictionary[bytes, Any] = weakref.WeakValueDictionary()
 
     # ------------------------------------------------------------------------------------------ entries
 

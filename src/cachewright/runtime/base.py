@@ -43,6 +43,9 @@ class Job(Protocol):
     def done(self) -> bool:
         """Whether it has ended, however."""
 
+    def goes_on(self) -> bool:
+        """Whether it will go on by itself. What an event loop that stands still was at may never."""
+
 
 class Runtime(Protocol):
     """Threads, asyncio or the simulator. Chosen by the face that is called, never guessed."""

@@ -120,6 +120,10 @@ class ThreadJob:
         """Whether it has ended, or will never begin."""
         return self._state == "done" or (self._state == "cancelled" and not self._running)
 
+    def goes_on(self) -> bool:
+        """Whether it has not ended."""
+        return not self.done()
+
 
 class ThreadRuntime:
     """See `base.Runtime`. One instance serves all threads; ``workers`` run what it starts behind its callers."""

@@ -72,9 +72,9 @@ FORGOTTEN = (
     ),
     Mutant(
         "a_batch_confirms_what_it_could_not_store",
-        "cachewright.core.leading_many",
-        "self._answer(key, found, stored.get(key), key in confirmed)",
-        "self._answer(key, found, stored.get(key), True)",
+        "cachewright.core.loading_many",
+        "self.flights[key].confirmed = key in confirmed",
+        "self.flights[key].confirmed = True",
         _AIMED,
     ),
     Mutant(

@@ -31,6 +31,9 @@ class SimJob:
     def done(self) -> bool:
         return self._task.done
 
+    def goes_on(self) -> bool:
+        return not self._task.done
+
 
 class SimRuntime:
     """See `runtime.base.Runtime`. One for each life of a process."""
