@@ -4,8 +4,8 @@ from typing import TYPE_CHECKING, Any
 
 from cachewright.behind.types import CeleryFlusher, Write
 from cachewright.cache import Cache
+from cachewright.core.context import LoadContext, current_load
 from cachewright.core.edit import Inspection, TierView
-from cachewright.core.flight import LoadContext, current_load
 from cachewright.core.run_record import RefreshView
 from cachewright.decorator import CachedFunction, CacheInfo
 from cachewright.errors import (
@@ -20,6 +20,7 @@ from cachewright.errors import (
     EncodeError,
     FlushTimeout,
     InvalidKeyError,
+    LoaderInterrupted,
     LoadError,
     LoadTimeout,
     MissingExtraError,
@@ -73,6 +74,7 @@ __all__ = [
     "LoadContext",
     "LoadError",
     "LoadTimeout",
+    "LoaderInterrupted",
     "MissingExtraError",
     "MissingKeyError",
     "NotDirtyError",

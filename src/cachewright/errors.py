@@ -11,6 +11,7 @@
     │   ├── EncodeError (TypeError)          the value cannot be stored as it is
     │   └── DecodeError (ValueError)         stored bytes are damaged, forged or of the wrong type
     ├── LoadError
+    │   ├── LoaderInterrupted                a loader leaked a cancellation, or exited behind its callers
     │   ├── LoadTimeout (TimeoutError)       the loader ran past ``load_timeout``
     │   ├── RecursiveLoadError               a loader asked for a key that waits for it
     │   └── WouldDeadlockError               a blocking call would wait for its own event loop
@@ -27,7 +28,7 @@
         ├── FlushTimeout (TimeoutError)      dirty keys remained when the deadline passed
         └── NotDirtyError (KeyError)         a record that an operation names is not there
 
-A loader's or saver's own exception reaches the caller unwrapped; it is never one of these unless the
+A loader's or saver's own ``Exception`` reaches the caller unwrapped; it is never one of these unless the
 loader or saver raised it.
 """
 
@@ -49,6 +50,7 @@ __all__ = [
     "InvalidKeyError",
     "LoadError",
     "LoadTimeout",
+    "LoaderInterrupted",
     "MissingExtraError",
     "MissingKeyError",
     "NotDirtyError",
@@ -104,6 +106,16 @@ class DecodeError(CodecError, ValueError):
 
 class LoadError(CacheError):
     """A load could not be run or waited for."""
+
+
+class LoaderInterrupted(LoadError):
+    """A loader raised what usually ends a task or a thread, where that ends nobody: its load has failed.
+
+    It let a ``CancelledError`` through though nobody had cancelled its caller, or it raised ``SystemExit`` or the like
+    behind its callers or in the thread of a pool. ``__cause__`` is what it raised.
+    """
+
+    brought: tuple[int, ...] = ()  # which loader it was: ids, since an error may be pickled
 
 
 class LoadTimeout(LoadError, TimeoutError):

@@ -15,8 +15,8 @@ from dataclasses import replace
 from datetime import UTC, datetime, tzinfo
 from typing import Any
 
+from cachewright.core.context import current_load
 from cachewright.core.engine import Engine
-from cachewright.core.flight import current_load
 from cachewright.errors import ConfigurationError, MissingExtraError
 from cachewright.events import BackgroundFailed, RefreshFailed
 from cachewright.keys import check_key

@@ -6,6 +6,7 @@ from collections.abc import AsyncIterable, Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
+from cachewright.core.interrupted import call_loader, exit_of
 from cachewright.errors import ConfigurationError
 from cachewright.keys import shorten
 from cachewright.options import MISSING, Options
@@ -117,6 +118,7 @@ class Unit:
         self.called: set[str] = set()
         self.absent: set[str] = set()
         self.errors: dict[str, Exception] = {}
+        self.exits: BaseException | None = None  # a SystemExit of its loader, say: for the one who warms
 
     def failed(self, keys: Iterable[str], error: Exception) -> None:
         """The loader was called for these keys, and raised."""
@@ -143,9 +145,10 @@ def told(rt: Runtime, loader: Callable[..., Any], unit: Unit, *args: Any) -> Cal
     async def load(*keys: list[str]) -> Any:
         asked = keys[0] if keys else args
         try:
-            result = await rt.call(loader, *keys)
+            result = await call_loader(rt, loader, next(iter(unit.items)), *keys)
         except Exception as error:
             unit.failed(asked, error)
+            unit.exits = exit_of(rt, error)
             raise
         unit.ended(asked, result if keys else None)
         return result

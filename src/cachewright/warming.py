@@ -13,8 +13,8 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
 from dataclasses import replace
 from typing import Any
 
+from cachewright.core.context import current_load
 from cachewright.core.engine import Engine
-from cachewright.core.flight import current_load
 from cachewright.core.read import fresh_entries
 from cachewright.core.state import now_ms
 from cachewright.keys import shorten
@@ -209,9 +209,11 @@ class Warming:
         async def work() -> None:
             try:
                 await self._do(unit)
+                if unit.exits is not None and not self._is_over():
+                    self._crash = unit.exits
             except BaseException as error:
                 if not self._is_over():
-                    self._crash = error  # a SystemExit in a loader is for the one who warms
+                    self._crash = error
                 raise
             finally:
                 with self._lock:

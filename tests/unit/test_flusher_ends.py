@@ -126,6 +126,23 @@ def test_a_cancellation_inside_of_an_async_saver_is_its_records_failure(bench):
     assert isinstance(desk.told(events.SaveFailed)[0].error, asyncio.CancelledError)
 
 
+def test_a_plain_saver_that_exits_in_a_pools_thread_does_not_stop_the_event_loop(bench):
+    def save(id, value):
+        if not desk.saves:
+            desk.saves.append((id, None))
+            raise SystemExit(3)
+        desk.save(id, value)
+
+    desk = bench(save=save, options={"backoff": 60})
+
+    async def main():
+        await append(desk, "a")
+        return await desk.flusher.step(AIO)
+
+    assert asyncio.run(main()) == 1
+    assert record_of(desk, "a").last_error == "SystemExit: 3"
+
+
 def test_who_is_cancelled_in_a_save_gives_its_claim_back(bench):
     saving = []
 

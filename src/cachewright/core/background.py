@@ -10,9 +10,10 @@ import threading
 from collections.abc import Callable, Coroutine
 from typing import Any
 
-from cachewright.core.flight import current_load
+from cachewright.core.context import current_load
 from cachewright.events import BackgroundFailed, Hub
 from cachewright.runtime.base import Job, Runtime
+from cachewright.runtime.interrupts import cancellations, ends_us, goes_behind
 
 __all__ = ["Background"]
 
@@ -35,9 +36,13 @@ class Background:
         """Starts work behind the caller; it is stopped at close, and what it raises is an event."""
 
         async def run() -> None:
+            before = cancellations(rt)
+            goes_behind(rt)
             try:
                 await work()
-            except Exception as error:
+            except BaseException as error:
+                if ends_us(rt, error, before):
+                    raise
                 self.hub.emit(BackgroundFailed(name, error))
 
         job = rt.spawn(run, name)
@@ -82,8 +87,8 @@ class Background:
         """True for the one caller that is to refresh ``key`` in the background of this process."""
         with self._lock:
             job = self.refreshing.get(key)
-            if key in self.refreshing and not (job is not None and job.done()):
-                return False  # (one that was cancelled before its first step is done, and could not say so)
+            if key in self.refreshing and (job is None or job.goes_on()):
+                return False  # (one that was cancelled before its first step could not say so, nor can a stopped loop's)
             self.refreshing[key] = None
             return True
 

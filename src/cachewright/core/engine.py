@@ -10,9 +10,10 @@ from typing import Any, TypeVar
 
 from cachewright.core import batch, edit, load, read, write
 from cachewright.core.edit import Inspection
+from cachewright.core.interrupted import own_exit
 from cachewright.core.leading import Plan
 from cachewright.core.state import State
-from cachewright.errors import TierUnavailable
+from cachewright.errors import LoaderInterrupted, TierUnavailable
 from cachewright.options import Options
 from cachewright.runtime.base import Runtime
 from cachewright.tiers.memory import deep_copy
@@ -55,7 +56,13 @@ class Engine:
     ) -> Any:
         """The value of a key, loaded once for all who ask; ``forced`` loads even over a fresh entry."""
         plan = Plan(key, loader, options, (*options.tags, *implicit), forced)
-        value = await load.get_or_load(self.state, rt, plan)
+        try:
+            value = await load.get_or_load(self.state, rt, plan)
+        except LoaderInterrupted as error:
+            own = own_exit(rt, error, loader)
+            if own is None:
+                raise
+            raise own from None
         return self._own(key, value)
 
     async def load_many(
@@ -69,7 +76,13 @@ class Engine:
     ) -> dict[str, Any]:
         """The values of many keys: one round trip a tier, one loader call for what is missing."""
         tags = (*options.tags, *implicit)
-        found = await batch.get_or_load_many(self.state, rt, keys, loader, options, tags)
+        try:
+            found = await batch.get_or_load_many(self.state, rt, keys, loader, options, tags)
+        except LoaderInterrupted as error:
+            own = own_exit(rt, error, loader)
+            if own is None:
+                raise
+            raise own from None
         return {key: self._own(key, value) for key, value in found.items()}
 
     def _own(self, key: str, value: Any) -> Any:

@@ -7,7 +7,8 @@ from typing import Any
 
 import msgspec
 
-from cachewright.core.flight import LoadContext, NotModified, laid_over, loading
+from cachewright.core.context import LoadContext, NotModified, laid_over, loading
+from cachewright.core.interrupted import call_loader
 from cachewright.core.state import State
 from cachewright.errors import TierUnavailable
 from cachewright.options import Entry, Retry
@@ -38,12 +39,12 @@ class Loaded(msgspec.Struct, frozen=True):
 
 
 async def run_loader(state: State, rt: Runtime, loader: Callable[[], Any], context: LoadContext) -> Loaded:
-    """Runs the loader, again where ``retries`` says so; its last error comes through unchanged."""
+    """Runs the loader, again where ``retries`` says so; its last error comes through, as `call_loader` says."""
     started = rt.monotonic()
     try:
         with loading(context):
             if context.options.retries is None:
-                value = await rt.call(loader)
+                value = await call_loader(rt, loader, context.key)
             else:
                 value = await _with_retries(rt, loader, context, context.options.retries)
     except Exception:
@@ -64,7 +65,7 @@ async def _with_retries(rt: Runtime, loader: Callable[[], Any], context: LoadCon
 
     async def once() -> Any:
         context.forget()
-        return await rt.call(loader)
+        return await call_loader(rt, loader, context.key)
 
     # The pauses are the runtime's: under threads they block, so this runs without an event loop.
     retrying = AsyncRetrying(

@@ -15,6 +15,7 @@ from collections.abc import Awaitable, Callable, Coroutine
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from cachewright.runtime.base import Clock
+from cachewright.runtime.interrupts import mark_pooled
 from cachewright.runtime.threads import SYSTEM_CLOCK, is_async
 from cachewright.runtime.workers import BACKGROUND, Workers
 
@@ -102,6 +103,9 @@ class TaskJob:
     def done(self) -> bool:
         return self._task.done() or self._loop.is_closed()
 
+    def goes_on(self) -> bool:
+        return not self._task.done() and self._loop.is_running()
+
 
 class AioRuntime:
     """See `base.Runtime`; ``workers`` run what would block the loop."""
@@ -168,6 +172,7 @@ class AioRuntime:
             try:
                 result = context.run(function, *args)
             except BaseException as caught:  # handed to the one who awaits
+                mark_pooled(caught)
                 error = caught
             try:
                 loop.call_soon_threadsafe(settle, result, error)
@@ -233,6 +238,9 @@ class BeatJob:
 
     def done(self) -> bool:
         return self._loop.is_closed() or (self._over and (self._job is None or self._job.done()))
+
+    def goes_on(self) -> bool:
+        return not self.done() and self._loop.is_running()
 
 
 AIO = AioRuntime()
