@@ -176,6 +176,21 @@ def test_a_task_that_was_cancelled_before_has_the_leak_as_a_failure(bench: Bench
     asyncio.run(main())
 
 
+def test_a_task_that_cancels_itself_hears_of_it_in_a_loader(bench: Bench) -> None:
+    async def load() -> None:
+        await asyncio.sleep(60)
+
+    async def main() -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        task.cancel()
+        await bench.cache.aget_or_set("k", load)
+
+    with pytest.raises(asyncio.CancelledError):
+        asyncio.run(main())
+    assert not bench.events(LoadFailed)
+
+
 @pytest.mark.parametrize("how", ["cancel", "timeout"])
 @pytest.mark.parametrize("many", [False, True])
 def test_a_caller_that_is_cancelled_hands_its_load_on(bench: Bench, how: str, many: bool) -> None:

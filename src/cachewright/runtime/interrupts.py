@@ -23,13 +23,16 @@ _BEHIND: contextvars.ContextVar[Callable[[], object] | None] = contextvars.Conte
 
 
 def cancellations(rt: Runtime) -> int:
-    """How often the running task has been asked to end; note it before what may raise."""
+    """How often the running task has been told to end; note it before what may raise."""
     if rt.name != "asyncio":
         return 0
     import asyncio
 
     task = asyncio.current_task()
-    return 0 if task is None else task.cancelling()
+    if task is None:
+        return 0
+    # A task that cancels itself has not heard of it yet: that comes at its next pause, which may be in a loader.
+    return task.cancelling() - bool(getattr(task, "_must_cancel", False))
 
 
 def ends_us(rt: Runtime, error: BaseException, before: int) -> bool:
