@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Generic, Protocol, Self, TypeVar
 
 from cachewright.codecs.annotations import loader_type
 from cachewright.core.engine import Engine, Inspection
+from cachewright.core.loading_many import as_mapping
 from cachewright.errors import ConfigurationError
 from cachewright.key_values import render
 from cachewright.keys import check_key
@@ -220,7 +221,7 @@ class Repository(BehindFace[Id], WarmIdsFace[Id], Generic[Id, V]):
             found = {key: None if value is MISSING else value for key, value in pending.items()}
             rest = [key for key in keys if key not in found]
             if rest and self._origin.load_many is not None:
-                loaded = await rt.call(self._origin.load_many, [by_key[key] for key in rest])
+                loaded = as_mapping(await rt.call(self._origin.load_many, [by_key[key] for key in rest]))
                 return found | {key: loaded[by_key[key]] for key in rest if by_key[key] in loaded}
             assert self._origin.load is not None or not rest
             for key in rest:

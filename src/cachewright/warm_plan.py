@@ -13,14 +13,12 @@ from cachewright.options import MISSING, Options
 from cachewright.runtime.base import Runtime, drive
 
 __all__ = [
-    "LeftOut",
     "Progress",
     "Unit",
     "WarmPlan",
     "WarmReport",
     "check_items",
     "check_warm",
-    "one_of",
     "told",
 ]
 
@@ -58,10 +56,6 @@ class WarmReport(Generic[L]):
     def ok(self) -> bool:
         """All keys were looked at, and none failed."""
         return not self.failed and not self.stopped
-
-
-class LeftOut(Exception):
-    """A loader of many keys left this one out."""
 
 
 @dataclass(frozen=True)
@@ -154,22 +148,3 @@ def told(rt: Runtime, loader: Callable[..., Any], unit: Unit, *args: Any) -> Cal
         return result
 
     return (lambda *keys: drive(load(*keys))) if rt.name == "threads" else load
-
-
-def one_of(rt: Runtime, many: Callable[[list[str]], Any], key: str) -> Callable[[], Any]:
-    """One key of a loader of many; `LeftOut` where the origin has none, so that nothing is stored."""
-
-    async def load() -> Any:
-        found = await rt.call(many, [key])
-        if not isinstance(found, Mapping):
-            raise ConfigurationError(
-                f"a loader of many keys returned a {type(found).__name__}: expected a mapping from key to value"
-            )
-        value = found.get(key, MISSING)
-        if value is MISSING:
-            raise LeftOut(f"the loader left {key!r} out")
-        if isinstance(value, Exception):
-            raise value
-        return value
-
-    return (lambda: drive(load())) if rt.name == "threads" else load

@@ -20,7 +20,7 @@ from cachewright.core.state import now_ms
 from cachewright.keys import shorten
 from cachewright.options import MISSING
 from cachewright.runtime.base import Job, Runtime, Waiter
-from cachewright.warm_plan import Progress, Unit, WarmPlan, WarmReport, check_warm, one_of, told
+from cachewright.warm_plan import Progress, Unit, WarmPlan, WarmReport, check_warm, told
 
 __all__ = ["Warming"]
 
@@ -139,12 +139,10 @@ class Warming:
         self._tell()
 
     def _units(self, items: Mapping[str, Any], stale: set[str]) -> Iterator[Unit]:
-        # A load of many serves what is stale and refreshes it behind; here it is the load that is wanted.
-        for key in [key for key in items if key in stale]:
-            yield Unit({key: items[key]}, stale=True)
-        rest = [key for key in items if key not in stale]
-        for start in range(0, len(rest), self._batch):
-            yield Unit({key: items[key] for key in rest[start : start + self._batch]}, stale=False)
+        for is_stale in (True, False):
+            keys = [key for key in items if (key in stale) is is_stale]
+            for start in range(0, len(keys), self._batch):
+                yield Unit({key: items[key] for key in keys[start : start + self._batch]}, stale=is_stale)
 
     async def _look(self, items: Mapping[str, Any]) -> tuple[set[str], set[str]]:
         """Which keys have a fresh entry that can be read, and which a stale one."""
@@ -251,13 +249,10 @@ class Warming:
         # Whoever warms waits for the load itself: a stale value is of no use to him.
         options = replace(plan.options_of(item, first), soft_timeout=None)
         if plan.many is not None:
-            many = told(rt, plan.many(rt, unit.items), unit)
-            if not unit.stale:
-                await engine.load_many(rt, list(unit.items), many, options, implicit=plan.implicit)
-                return
-            one = one_of(rt, many, first)
-        else:
-            one = told(rt, plan.one(rt, item, first), unit, first)
+            many, keys = told(rt, plan.many(rt, unit.items), unit), list(unit.items)
+            await engine.load_many(rt, keys, many, options, implicit=plan.implicit, renew=unit.stale)
+            return
+        one = told(rt, plan.one(rt, item, first), unit, first)
         await engine.load(rt, first, one, options, implicit=plan.implicit, forced=unit.stale)
 
     def _count(self, unit: Unit, key: str, item: Any, fresh: bool, failure: Exception | None) -> None:

@@ -86,6 +86,26 @@ def test_an_awaited_loader_that_closes_its_cache_is_not_interrupted_by_that(tmp_
     asyncio.run(work())
 
 
+@pytest.mark.parametrize("how", ["plain", "in a thread"])
+def test_a_loader_that_closes_its_cache_from_another_thread_is_begun_once(how: str) -> None:
+    async def work() -> None:
+        cache, runs = Cache(load_timeout=30), 0
+
+        def close() -> str:
+            nonlocal runs
+            runs += 1
+            cache.close(timeout=3600)
+            return "value"
+
+        async def load() -> str:
+            return await asyncio.to_thread(close)
+
+        assert await cache.aget_or_set("k", close if how == "plain" else load) == "value"
+        assert runs == 1
+
+    asyncio.run(work())
+
+
 def test_a_failing_load_behind_its_callers_is_told_and_counted() -> None:
     told: list[Event] = []
     slow = Slow(ConnectionError("the origin is down"))

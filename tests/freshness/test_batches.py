@@ -10,8 +10,10 @@ from typing import Any
 import pytest
 
 from cachewright import Cache, Entry, LoadTimeout, current_load
-from cachewright.errors import CodecError, ConfigurationError
-from cachewright.events import Event, RefreshFailed, StaleServed
+from cachewright.core.slot import Take, begin_load
+from cachewright.core.state import now_ms
+from cachewright.errors import CodecError, ConfigurationError, LoaderInterrupted
+from cachewright.events import Event, LoadFailed, RefreshFailed, StaleServed
 from cachewright.runtime.workers import pools
 from tests.freshness.virtual import VirtualLoop, VirtualTasks
 
@@ -55,7 +57,7 @@ def in_virtual_time(work: Callable[[VirtualLoop, Cache], Awaitable[None]], **opt
 def test_load_timeout_bounds_the_wait_and_the_load_goes_on() -> None:
     async def work(loop: VirtualLoop, cache: Cache) -> None:
         origin, began = Origin(10), loop.time()
-        with pytest.raises(LoadTimeout, match=r"2 of 2 keys .* load_timeout=3 s"):
+        with pytest.raises(LoadTimeout, match=r"2 keys .* load_timeout=3 s"):
             await cache.aget_or_set_many(["a", "b"], origin, load_timeout=3)
         assert loop.time() - began == pytest.approx(3, abs=0.01)
         await asyncio.sleep(8)
@@ -78,6 +80,25 @@ def test_load_timeout_counts_once_over_keys_that_others_load() -> None:
         assert origin.calls == [["a"], ["b"], ["c"]]
 
     in_virtual_time(work)
+
+
+def test_who_is_out_of_time_is_told_of_every_key_that_is_missing() -> None:
+    """a comes at the last moment from elsewhere; that must not hide that b never came."""
+
+    async def work(loop: VirtualLoop, cache: Cache) -> None:
+        origin = Origin(10)
+        level, rt = cache.engine.state.chain.authority, cache._aio
+        for key in "ab":  # another process is at both
+            taken = begin_load(None, now=now_ms(rt), lease_life=60_000, nonce=rt.new_id(), token=rt.new_id())
+            assert isinstance(taken, Take)
+            await level.swap_one(rt, key, None, taken.slot)
+        caller = asyncio.create_task(cache.aget_or_set_many(["a", "b"], origin, load_timeout=3))
+        await asyncio.sleep(2.9995)
+        await cache.aset("a", "from elsewhere")
+        with pytest.raises(LoadTimeout, match="'b'"):
+            await caller
+
+    in_virtual_time(work, stale_if_error=60)
 
 
 @pytest.mark.parametrize("timeout", ["soft_timeout", "load_timeout"])
@@ -165,6 +186,68 @@ def test_refresh_ahead_of_many_is_one_call_too() -> None:
         assert origin.calls == [["a", "b", "c"], ["a", "b"], ["c"]]
 
     in_virtual_time(work, ttl=10, refresh_ahead=0.8)
+
+
+def test_who_waited_for_a_batch_that_was_cancelled_loads_the_keys_together() -> None:
+    async def work(loop: VirtualLoop, cache: Cache) -> None:
+        origin, keys = Origin(5), [f"k{n}" for n in range(50)]
+        leader = asyncio.create_task(cache.aget_or_set_many(keys, origin))
+        await asyncio.sleep(1)
+        others = [asyncio.create_task(cache.aget_or_set_many(keys, origin)) for _ in range(3)]
+        await asyncio.sleep(1)
+        leader.cancel()
+        for found in await asyncio.gather(*others):
+            assert len(found) == 50
+        assert [len(call) for call in origin.calls[:1]] == [50]
+        assert len(origin.calls) <= 3, "one key by the first who wakes, and the others together"
+
+    in_virtual_time(work)
+
+
+def test_a_key_that_fails_for_somebody_else_does_not_keep_the_rest_from_being_stored() -> None:
+    async def work(loop: VirtualLoop, cache: Cache) -> None:
+        async def fail() -> str:
+            await asyncio.sleep(5)
+            raise ConnectionError("a is down")
+
+        other = asyncio.create_task(cache.aget_or_set("a", fail))
+        await asyncio.sleep(1)
+        origin = Origin()
+        with pytest.raises(ConnectionError):
+            await cache.aget_or_set_many(["a", "b", "c"], origin)
+        assert await cache.aget_many(["b", "c"]) == {"b": "b1", "c": "c1"}
+        with pytest.raises(ConnectionError):
+            await other
+
+    in_virtual_time(work)
+
+
+def test_a_loader_that_returns_no_mapping_is_a_failure_like_others() -> None:
+    async def work(loop: VirtualLoop, cache: Cache) -> None:
+        origin, calls = Origin(), 0
+        await cache.aget_or_set_many(["a", "b"], origin)
+        await asyncio.sleep(2)
+
+        async def nothing(keys: list[str]) -> Any:
+            nonlocal calls
+            calls += 1
+
+        for _ in range(5):
+            assert await cache.aget_or_set_many(["a", "b"], nothing) == {"a": "a1", "b": "b1"}
+        assert calls == 1
+        with pytest.raises(ConfigurationError, match="returned a NoneType: expected a mapping"):
+            await cache.aget_or_set_many(["c"], nothing)
+
+    told = in_virtual_time(work, ttl=1, stale_if_error=60, error_ttl=10)
+    assert len([event for event in told if isinstance(event, LoadFailed)]) == 3
+
+
+def test_an_exception_that_ends_tasks_is_no_value_either() -> None:
+    """`asyncio.gather(..., return_exceptions=True)` gives such; stored, it would end whoever raises it."""
+    with Cache() as cache:
+        with pytest.raises(LoaderInterrupted, match="gave a CancelledError as the value of 'b'"):
+            cache.get_or_set_many(["a", "b"], lambda keys: {"a": 1, "b": asyncio.CancelledError()})
+        assert cache.get_many(["a", "b"]) == {"a": 1}
 
 
 def test_a_value_that_cannot_be_stored_fails_its_key_alone(tmp_path: Any) -> None:

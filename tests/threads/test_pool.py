@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from cachewright import Cache, LoadTimeout, RecursiveLoadError
+from cachewright import Cache, LoadTimeout, RecursiveLoadError, WouldDeadlockError
 from cachewright.runtime.process import wait_until
 from cachewright.runtime.workers import LOADS_AT_ONCE, Timer, Workers
 from cachewright.tiers.sqlite import SqliteTier
@@ -282,6 +282,61 @@ def test_a_circle_through_a_load_inside_of_a_load_is_seen(many: bool, patience: 
             thread.join(20)
         assert not any(thread.is_alive() for thread in threads), "they wait for each other"
         assert errors
+
+
+def test_a_circle_through_a_refresh_that_nobody_can_join_is_seen() -> None:
+    """a is refreshed, and its loader waits for c; c's waits for a's lease, for a has no value yet."""
+    in_a, in_c = threading.Event(), threading.Event()
+    errors: list[BaseException] = []
+    with Cache() as cache:
+
+        @cache.cached(key="a")
+        def load_a() -> object:
+            in_a.set()
+            assert in_c.wait(20)
+            return cache.get_or_set("c", lambda: 1)
+
+        def load_c() -> object:
+            in_c.set()
+            assert in_a.wait(20)
+            return load_a()
+
+        def run(work: Callable[[], object]) -> None:
+            try:
+                work()
+            except RecursiveLoadError as error:
+                errors.append(error)
+
+        threads = [
+            in_thread(partial(run, lambda: load_a.refresh())),
+            in_thread(partial(run, lambda: cache.get_or_set("c", load_c))),
+        ]
+        for thread in threads:
+            thread.join(20)
+        assert not any(thread.is_alive() for thread in threads), "they wait for each other"
+        assert errors
+
+
+def test_a_blocking_call_that_waits_for_the_lease_of_its_own_loop_is_told() -> None:
+    async def work() -> None:
+        with Cache() as cache:
+            begun = asyncio.Event()
+
+            @cache.cached(key="k")
+            async def hang() -> int:
+                begun.set()
+                await asyncio.sleep(3600)
+                return 1
+
+            refresh = asyncio.create_task(hang.arefresh())
+            await begun.wait()
+            with pytest.raises(WouldDeadlockError, match="await the method with an 'a'"):
+                cache.get_or_set("k", lambda: 2)
+            refresh.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await refresh
+
+    asyncio.run(work())
 
 
 def test_a_refresh_cancelled_before_its_first_step_does_not_keep_others_away() -> None:

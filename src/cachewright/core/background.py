@@ -6,6 +6,7 @@ an event, and so is what had to be left alone at close.
 
 from __future__ import annotations
 
+import contextvars
 import threading
 from collections.abc import Callable, Coroutine
 from typing import Any
@@ -18,6 +19,8 @@ from cachewright.runtime.interrupts import cancellations, ends_us, goes_behind
 __all__ = ["Background"]
 
 STEP = 0.005  # seconds between two looks at work that is ending
+# The job that this code is a part of; threads and tasks that a loader starts inherit it.
+_PART_OF: contextvars.ContextVar[object] = contextvars.ContextVar("cachewright_job", default=None)
 
 
 class Background:
@@ -28,14 +31,16 @@ class Background:
     def after_fork(self) -> None:
         """In a forked child: background work stayed with the parent."""
         self._lock = threading.Lock()
-        self._jobs: dict[Job, tuple[str, Runtime]] = {}  # with its name, and who runs it
+        self._jobs: dict[Job, tuple[str, Runtime, object]] = {}  # with its name, who runs it, and its mark
         self.closings = 0  # a load that outlives a close must not open its tiers anew
         self.refreshing: dict[str, Job | None] = {}  # by key: the refresh behind its readers
 
     def spawn(self, rt: Runtime, work: Callable[[], Coroutine[Any, Any, None]], name: str) -> Job:
         """Starts work behind the caller; it is stopped at close, and what it raises is an event."""
+        mark = object()
 
         async def run() -> None:
+            _PART_OF.set(mark)
             before = cancellations(rt)
             goes_behind(rt)
             try:
@@ -48,7 +53,7 @@ class Background:
         job = rt.spawn(run, name)
         with self._lock:
             self._jobs = {j: said for j, said in self._jobs.items() if not j.done()}
-            self._jobs[job] = (name, rt)
+            self._jobs[job] = (name, rt, mark)
         return job
 
     def jobs(self) -> list[Job]:
@@ -65,9 +70,10 @@ class Background:
         with self._lock:
             jobs, self._jobs = self._jobs, {}
             self.refreshing.clear()  # what has not begun never will
-        for job in jobs:
-            job.cancel()
-        mine = [job for job, (_, runs) in jobs.items() if runs.name == rt.name or rt.name != "threads"]
+        for job, (_, _, mark) in jobs.items():
+            if mark is not _PART_OF.get():  # a loader that closes its cache is not interrupted by that
+                job.cancel()
+        mine = [job for job, (_, runs, _) in jobs.items() if runs.name == rt.name or rt.name != "threads"]
         if current_load() is None:
             for _ in range(int(timeout / STEP)):  # counted: a test's clock may stand still
                 if all(job.done() for job in mine):

@@ -8,21 +8,24 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import count
 from typing import Any
 
 from cachewright.core.flight import ABSENT
 from cachewright.core.leading import Plan
 from cachewright.core.leading_many import LeadingMany
-from cachewright.core.load import LOOK_AGAIN, get_or_load
+from cachewright.core.load import LOOK_AGAIN, follow, get_or_load
 from cachewright.core.loading_many import LoaderMany, as_mapping
 from cachewright.core.stale import served_stale, stale_now
 from cachewright.core.state import State
 from cachewright.errors import LoadTimeout
 from cachewright.events import RefreshFailed
-from cachewright.options import Options
+from cachewright.options import MISSING, Options
 from cachewright.runtime.base import Runtime
 
 __all__ = ["get_or_load_many"]
+
+MAX_TURNS = 3  # for all keys that are left, before one after the other
 
 
 async def get_or_load_many(
@@ -32,50 +35,135 @@ async def get_or_load_many(
     loader: LoaderMany,
     options: Options,
     tags: tuple[str, ...],
+    renew: bool = False,
 ) -> dict[str, Any]:
     """The values of these keys; those that the loader left out are left out.
+
+    With ``renew`` a stale value answers neither at once nor for an error.
 
     Raises:
         LoadTimeout: ``load_timeout`` passed, and not every key that is still missing has a stale value.
         Exception: what the loader raised as a whole, or the first exception that it gave as a key's value, after the
             other keys were stored.
     """
-    started = rt.monotonic()
-    keys = list(dict.fromkeys(keys))
-    values: dict[str, Any] = {}
-    errors: dict[str, Exception] = {}
-    rest = keys
-    while rest:
-        batch = LeadingMany(state, rt, loader, options, tags)
-        stale = await _run(batch, rest, started)
-        values.update(batch.values)
-        errors.update(batch.errors)
-        if stale is not None:
-            values.update(stale)
+    asked = _Asked(state, rt, loader, options, tags, renew)
+    keys = rest = list(dict.fromkeys(keys))
+    for turn in count():
+        rest = await asked.together(rest)
+        # One who joined a load and cannot use its result goes round again; another process's is waited for.
+        if rest and (turn >= MAX_TURNS or not asked.followed):
+            await asked.alone(rest.pop(0))
+        if not rest:
             break
-        rest = [key for key in rest if key not in batch.values and key not in batch.done]
-        if rest:
-            # Somebody else is at these: often one for all, so that after the wait for one the others are there, or
-            # are free to be led together.
-            key = rest.pop(0)
-            try:
-                value = await get_or_load(state, rt, _single(batch, key), started)
-            except Exception as error:
-                errors[key] = error
-                hard = options.load_timeout
-                if hard is not None and rt.monotonic() - started >= hard:
-                    break
-            else:
-                if value is not ABSENT:
-                    values[key] = value
-    if errors:
-        raise next(iter(errors.values()))
-    return {key: values[key] for key in keys if key in values}
+        if asked.is_late():
+            if not asked.errors:
+                asked.values.update(await asked.out_of_time(rest))
+            break
+    if asked.errors:
+        raise next(iter(asked.errors.values()))
+    return {key: asked.values[key] for key in keys if key in asked.values}
 
 
-async def _run(batch: LeadingMany, keys: list[str], started: float) -> dict[str, Any] | None:
+class _Asked:
+    """One call for many keys."""
+
+    def __init__(
+        self,
+        state: State,
+        rt: Runtime,
+        loader: LoaderMany,
+        options: Options,
+        tags: tuple[str, ...],
+        renew: bool,
+    ) -> None:
+        self.renew = renew
+        self.state, self.rt, self.loader, self.options, self.tags = state, rt, loader, options, tags
+        self.started = rt.monotonic()  # the timeouts count from here, over all that the call does
+        self.values: dict[str, Any] = {}
+        self.errors: dict[str, Exception] = {}
+        self.followed = False  # the last turn waited for somebody of this process
+
+    async def out_of_time(self, keys: list[str]) -> dict[str, Any]:
+        """Stale values for all these keys.
+
+        Raises:
+            LoadTimeout: not every one has one that may answer for an error.
+        """
+        stale = await stale_now(self.state, self.rt, keys, self.tags, self.options.type, on_error=True)
+        if len(stale) < len(keys):
+            late = next(key for key in keys if key not in stale)
+            raise LoadTimeout(
+                f"{len(keys)} keys were not loaded within load_timeout={self.options.load_timeout:g} s, "
+                f"and {late!r} has no stale value"
+            )
+        served_stale(self.state, keys, "timeout")
+        return stale
+
+    def is_late(self) -> bool:
+        """``load_timeout`` has passed: nothing more is begun."""
+        hard = self.options.load_timeout
+        return hard is not None and self.rt.monotonic() - self.started >= hard
+
+    async def together(self, keys: list[str]) -> list[str]:
+        """Reads and loads what nobody else is at, then waits for those who are; which keys are still open."""
+        batch = LeadingMany(self.state, self.rt, self.loader, self.options, self.tags, renew=self.renew)
+        try:
+            stale = await _run(self, batch, keys)
+            self.values.update(batch.values)
+            self.errors.update(batch.errors)
+            if stale is not None:
+                self.values.update(stale)
+                return []
+            self.followed = False
+            for key in [key for key in batch.joined if key not in batch.values]:
+                await self._follow(batch, key)
+        finally:
+            for flight, _, waiter in batch.joined.values():
+                self.state.flights.left(flight, waiter)
+        return [
+            key for key in keys if key not in self.values and key not in self.errors and key not in batch.done
+        ]
+
+    async def _follow(self, batch: LeadingMany, key: str) -> None:
+        self.followed = True
+        try:
+            value = await follow(self.state, self.rt, self._plan(key), *batch.joined[key], self.started)
+        except Exception as error:
+            self.errors[key] = error
+        else:
+            if value is not MISSING:
+                self.values[key] = value
+
+    async def alone(self, key: str) -> None:
+        """Waits for whoever else is at this key, and loads it where nobody is."""
+        try:
+            value = await get_or_load(self.state, self.rt, self._plan(key), self.started)
+        except Exception as error:
+            self.errors[key] = error
+        else:
+            if value is not ABSENT:
+                self.values[key] = value
+
+    def _plan(self, key: str) -> Plan:
+        """The same load for one key."""
+        rt, loader, options = self.rt, self.loader, self.options
+
+        async def load_async() -> Any:
+            return _one(await rt.call(loader, [key]), key)
+
+        def load() -> Any:
+            return _one(loader([key]), key)
+
+        def store_if(value: Any) -> bool:
+            return value is not ABSENT and (options.store_if is None or options.store_if(value))
+
+        one = load if rt.name == "threads" else load_async
+        return Plan(key, one, replace(options, store_if=store_if), self.tags, self.renew)
+
+
+async def _run(asked: _Asked, batch: LeadingMany, keys: list[str]) -> dict[str, Any] | None:
     if batch.options.background:
-        return await _follow(batch, keys, started)
+        return await _wait(asked, batch, keys)
     await batch.run(keys, _refresh_behind)
     return None
 
@@ -104,7 +192,7 @@ class _Behind:
                     batch.state.hub.emit(RefreshFailed(key, why))
 
 
-async def _follow(batch: LeadingMany, keys: list[str], started: float) -> dict[str, Any] | None:
+async def _wait(asked: _Asked, batch: LeadingMany, keys: list[str]) -> dict[str, Any] | None:
     """Waits for the batch, which runs in the background; None: it has ended.
 
     Where the caller's patience ends first: stale values for all that is missing.
@@ -117,7 +205,7 @@ async def _follow(batch: LeadingMany, keys: list[str], started: float) -> dict[s
         while (
             not behind.ended.is_set() and not job.done()
         ):  # (a cache that closes cancels what has not begun)
-            waited = rt.monotonic() - started
+            waited = rt.monotonic() - asked.started
             open_keys = [key for key in keys if key not in batch.values]
             if soft is not None and waited >= soft:
                 soft = None
@@ -126,15 +214,7 @@ async def _follow(batch: LeadingMany, keys: list[str], started: float) -> dict[s
                     served_stale(state, open_keys, "timeout")
                     return stale
             if hard is not None and waited >= hard:
-                stale = await stale_now(state, rt, open_keys, batch.tags, options.type, on_error=True)
-                if len(stale) == len(open_keys):
-                    served_stale(state, open_keys, "timeout")
-                    return stale
-                late = next(key for key in open_keys if key not in stale)
-                raise LoadTimeout(
-                    f"{len(open_keys)} of {len(keys)} keys were not loaded within load_timeout={hard:g} s, "
-                    f"and {late!r} has no stale value"
-                )
+                return await asked.out_of_time(open_keys)
             ends = [limit - waited for limit in (soft, hard) if limit is not None and limit > waited]
             await rt.wait(behind.ended, min([*ends, LOOK_AGAIN]))
     finally:
@@ -174,23 +254,6 @@ def _refresh_behind(batch: LeadingMany) -> None:
         for key in claimed:
             state.refreshing.pop(key, None)  # interrupted: at worst a second one starts
         raise
-
-
-def _single(batch: LeadingMany, key: str) -> Plan:
-    """The same load for one key."""
-    rt, loader, options = batch.rt, batch.loader, batch.options
-
-    async def load_async() -> Any:
-        return _one(await rt.call(loader, [key]), key)
-
-    def load() -> Any:
-        return _one(loader([key]), key)
-
-    def store_if(value: Any) -> bool:
-        return value is not ABSENT and (options.store_if is None or options.store_if(value))
-
-    one = load if rt.name == "threads" else load_async
-    return Plan(key, one, replace(options, store_if=store_if), batch.tags)
 
 
 def _one(result: Any, key: str) -> Any:

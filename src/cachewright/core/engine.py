@@ -73,11 +73,15 @@ class Engine:
         options: Options,
         *,
         implicit: tuple[str, ...] = (),
+        renew: bool = False,
     ) -> dict[str, Any]:
-        """The values of many keys: one round trip a tier, one loader call for what is missing."""
+        """The values of many keys: one round trip a tier, one loader call for what is missing.
+
+        ``renew``: a stale value is as good as none.
+        """
         tags = (*options.tags, *implicit)
         try:
-            found = await batch.get_or_load_many(self.state, rt, keys, loader, options, tags)
+            found = await batch.get_or_load_many(self.state, rt, keys, loader, options, tags, renew)
         except LoaderInterrupted as error:
             own = own_exit(rt, error, loader)
             if own is None:

@@ -151,12 +151,6 @@ class Flights:
                 waits.waits_for.append(flight)
             return flight, (flight.phase, flight.round), waiter
 
-    def lead(self, owner: object, key: str, mine: Flight) -> bool:
-        """Leads ``mine`` for the key; False where another flight is open."""
-        check_recursion(current_load(), owner, key)
-        with self._lock:
-            return self._open.setdefault((key, mine.forced), mine) is mine
-
     @staticmethod
     def _check_circle(context: LoadContext, flight: Flight, key: str) -> None:
         mine = set(led_by(context))

@@ -50,7 +50,7 @@ class LeadingMany(LoadingMany):
             entries = await fresh_entries(state, rt, self.standing, self.generations)
             for key, entry in entries.items():
                 self._serve_fresh(key, entry)
-            if self.behind is None:
+            if self.serves_stale:
                 for key in [key for key in keys if key not in entries]:
                     await self._serve_stale(key, self.standing.get(key))
         except TierUnavailable:
@@ -63,12 +63,15 @@ class LeadingMany(LoadingMany):
         state, rt = self.state, self.rt
         for key in keys:
             # Ours before it is open to others: whatever interrupts this, `_hand_on` ends it.
-            flight = self.flights[key] = Flight()
-            flight.thread, flight.leader_alive = rt.whoami()
-            if self.behind is None and not state.flights.lead(state, key, flight):
-                del self.flights[key]
-            else:
-                state.flights.reached(flight, Phase.READING)
+            mine = self.flights[key] = Flight()
+            mine.thread, mine.leader_alive = rt.whoami()
+            if self.behind is None:
+                flight, joined, waiter = state.flights.join(state, key, rt, mine)
+                if waiter is not None:
+                    self.joined[key] = flight, joined, waiter
+                    del self.flights[key]
+                    continue
+            state.flights.reached(mine, Phase.READING)
 
     def _serve_fresh(self, key: str, entry: StoredEntry) -> None:
         if self.behind is not None and self.behind.get(key) == entry.born:
@@ -134,7 +137,7 @@ class LeadingMany(LoadingMany):
             )
             await self._take_below(held, below)
             if held:
-                await self.load_under(held, below, marks)
+                await self.load_under(held, {key: below[key] for key in held}, marks)
         except BaseException:
             await abandon_all(rt, list(held.values()))
             raise
@@ -157,23 +160,28 @@ class LeadingMany(LoadingMany):
             return True
         replaced = now >= entry.fresh_until or self.behind is not None
         if replaced and now < entry.ends and await state.is_valid(self.rt, entry, self.generations):
-            if failed_lately(slot, now) and (self.behind is not None or now < entry.sie_until):
+            if failed_lately(slot, now) and (
+                self.behind is not None or (self.serves_stale and now < entry.sie_until)
+            ):
                 return False  # somebody else's load has failed since the read or just before: the origin has rest
             self.stale[key] = entry
         return True
 
     async def _take_below(self, held: dict[str, Held], below: Mapping[str, Below]) -> None:
+        """What was found below goes to the authority, and to the tiers between; its leases are no longer ``held``."""
         found: list[tuple[Held, StoredEntry]] = [
             (held.pop(key), one.entry) for key, one in below.items() if one.entry is not None
         ]
+        if not found:
+            return
         taken = await commit_all(self.rt, found)
-        await self._down(
-            below, {lease.key: entry for (lease, entry), took in zip(found, taken, strict=True) if took}
-        )
-        for (lease, entry), took in zip(found, taken, strict=True):
+        stored = {lease.key: entry for (lease, entry), took in zip(found, taken, strict=True) if took}
+        # (Those of keys that are still to be loaded stay.)
+        await self.commit_down({lease.key: below[lease.key] for lease, _ in found}, stored)
+        for lease, entry in found:
             value = self.values[lease.key] = below[lease.key].value
             self.state.stats.hits += 1
-            if took:
+            if lease.key in stored:
                 seen = lease.known_since(entry)
                 self.state.fill(self.rt, self.tickets[lease.key], value, entry, self.options, seen)
             self._finish(lease.key, Outcome.FOUND, value)

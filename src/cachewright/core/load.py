@@ -17,7 +17,7 @@ from cachewright.events import RefreshFailed
 from cachewright.options import MISSING
 from cachewright.runtime.base import Runtime, Waiter
 
-__all__ = ["get_or_load"]
+__all__ = ["LOOK_AGAIN", "follow", "get_or_load"]
 
 MAX_HANDED_ON = 100  # leaders who were taken away, before one who followed them all goes on alone
 LOOK_AGAIN = 0.5  # seconds after which one who waits makes sure that the leader still lives
@@ -55,7 +55,7 @@ async def get_or_load(state: State, rt: Runtime, plan: Plan, started: float | No
             if mine.outcome is None:
                 state.flights.finish(plan.key, mine, Outcome.HANDED_ON)
             raise
-        value = await _follow(state, rt, plan, flight, joined, waiter, started)
+        value = await follow(state, rt, plan, flight, joined, waiter, started)
         if value is not MISSING:
             return value
         if leads and flight.outcome is not Outcome.HANDED_ON:
@@ -124,7 +124,7 @@ async def _lead(state: State, rt: Runtime, plan: Plan, flight: Flight) -> Any:
     return flight.value
 
 
-async def _follow(
+async def follow(
     state: State, rt: Runtime, plan: Plan, flight: Flight, joined: Joined, waiter: Waiter, started: float
 ) -> Any:
     """Waits for a flight; its value, or `MISSING` where this caller must not take it."""

@@ -10,7 +10,7 @@ from functools import partial
 from typing import Any
 
 from cachewright.core.context import LoadContext, NotModified, laid_over
-from cachewright.core.flight import ABSENT, Flight, Outcome, Phase
+from cachewright.core.flight import ABSENT, Flight, Joined, Outcome, Phase
 from cachewright.core.leading import NO_MARK
 from cachewright.core.lease import Held, abandon_all, commit_all
 from cachewright.core.levels import Below
@@ -18,10 +18,10 @@ from cachewright.core.loader import Loaded, run_loader
 from cachewright.core.slot import StoredEntry
 from cachewright.core.stale import served_stale
 from cachewright.core.state import State, now_ms
-from cachewright.errors import ConfigurationError
+from cachewright.errors import ConfigurationError, LoaderInterrupted
 from cachewright.events import LeaseLost, LoadFailed
 from cachewright.options import MISSING, Entry, Options
-from cachewright.runtime.base import Runtime
+from cachewright.runtime.base import Runtime, Waiter
 from cachewright.tiers.memory import Ticket
 
 __all__ = ["LoaderMany", "LoadingMany", "as_mapping"]
@@ -36,11 +36,13 @@ class LoadingMany:
     Args:
         behind: a refresh behind its readers: who flies alone, and only where nobody else is at it. By key, when the
             fresh entry was born that is to be replaced ahead of time; None where it is stale.
+        renew: a stale value is no answer.
 
     Attributes:
         values: found or loaded.
         done: the keys that are answered: with a value or an error, or because they are absent.
         errors: of single keys.
+        joined: the keys that others of this process are loading, and where to wait for them.
         to_refresh: the keys whose values were served although they want a refresh; what ``behind`` is to be then.
     """
 
@@ -52,7 +54,10 @@ class LoadingMany:
         options: Options,
         tags: tuple[str, ...],
         behind: Mapping[str, int | None] | None = None,
+        *,
+        renew: bool = False,
     ) -> None:
+        self.serves_stale = behind is None and not renew
         self.state, self.rt, self.loader, self.options, self.tags = state, rt, loader, options, tags
         self.behind = behind
         self.to_refresh: dict[str, int | None] = {}
@@ -62,6 +67,7 @@ class LoadingMany:
         self.stale: dict[str, StoredEntry] = {}  # what may answer where a load fails
         self.flights: dict[str, Flight] = {}
         self.leases: list[Held] = []
+        self.joined: dict[str, tuple[Flight, Joined, Waiter]] = {}
         self.tickets: dict[str, Ticket | None] = {}
         self.dead: set[str] = set()  # keys whose lease nobody holds any more
         self.since: dict[str, float | None] = {}  # see `Held.known_since`
@@ -87,7 +93,7 @@ class LoadingMany:
         taken = await commit_all(rt, pairs)
         self.since = {lease.key: lease.known_since(entry) for lease, entry in pairs}
         stored = {lease.key: entry for (lease, entry), took in zip(pairs, taken, strict=True) if took}
-        await self._down(below, stored)
+        await self.commit_down(below, stored)
         for key in keys:
             if isinstance(failure := found.get(key), Exception):
                 await self._failed(key, failure, held)
@@ -139,12 +145,12 @@ class LoadingMany:
         )
         try:
             loaded = await run_loader(state, rt, partial(self.loader, keys), context)
-            found = dict(as_mapping(loaded.value))
+            found = as_mapping(loaded.value)
         except Exception as error:
             # Who comes while the leases are given back has nothing to do with a load that failed before.
             self._close(keys)
             answered = [await self._failed(key, error, held) for key in keys]
-            await self._down(below, {})
+            await self.commit_down(below, {})
             if not all(answered):
                 raise
             return None
@@ -179,7 +185,7 @@ class LoadingMany:
         if lease is not None:
             await lease.abandon(self.rt, now + int(options.error_ttl * 1000) if stale is not None else 0)
         value: Any = MISSING
-        if stale is not None and now < stale.sie_until and self.behind is None:
+        if stale is not None and now < stale.sie_until and self.serves_stale:
             value = self._value(key, stale)
         if value is MISSING:
             self.errors[key] = error
@@ -245,7 +251,7 @@ class LoadingMany:
             self.state.fill(self.rt, self.tickets[key], value, entry, self.options, since)
         self._finish(key, Outcome.LOADED, value)
 
-    async def _down(self, below: Mapping[str, Below], stored: Mapping[str, StoredEntry]) -> None:
+    async def commit_down(self, below: Mapping[str, Below], stored: Mapping[str, StoredEntry]) -> None:
         """Lower leases, tier by tier: those of keys that the authority took are committed, the rest abandoned."""
         for level in self.state.chain.lowers:
             ours = [lease for one in below.values() for lease in one.leases if lease.level is level]
@@ -260,8 +266,8 @@ class LoadingMany:
         self.flights.pop(key, None)  # last: `_hand_on` is to find it where this was interrupted
 
 
-def as_mapping(result: Any) -> Mapping[str, Any]:
-    """What a loader of many keys returned.
+def as_mapping(result: Any) -> dict[Any, Any]:
+    """What a loader of many keys returned; what is no value fails its key.
 
     Raises:
         ConfigurationError: it is no mapping.
@@ -270,7 +276,17 @@ def as_mapping(result: Any) -> Mapping[str, Any]:
         raise ConfigurationError(
             f"a loader of many keys returned a {type(result).__name__}: expected a mapping from key to value"
         )
-    return result
+    return {
+        key: _failure(key, value) if isinstance(value, BaseException) else value
+        for key, value in result.items()
+    }
+
+
+def _failure(key: object, value: BaseException) -> Exception:
+    if isinstance(value, Exception):
+        return value
+    # Of `asyncio.gather(…, return_exceptions=True)`, say; stored, it would end whoever raises it.
+    return LoaderInterrupted(f"the loader gave a {type(value).__name__} as the value of {key!r}")
 
 
 def _bare(value: Any) -> Any:

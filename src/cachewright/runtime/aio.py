@@ -84,21 +84,12 @@ class TaskJob:
         self._task, self._loop = task, loop
 
     def cancel(self) -> None:
-        if self._task.done() or self._loop.is_closed() or self._is_running_us():
+        if self._task.done() or self._loop.is_closed():
             return
         try:
             self._loop.call_soon_threadsafe(self._task.cancel)
         except RuntimeError:  # the loop closed since the check, and took the task with it
             return
-
-    def _is_running_us(self) -> bool:
-        """A loader that closes its cache must not be interrupted by its own close."""
-        import asyncio
-
-        try:
-            return asyncio.current_task() is self._task
-        except RuntimeError:  # no loop runs in this thread
-            return False
 
     def done(self) -> bool:
         return self._task.done() or self._loop.is_closed()
