@@ -89,7 +89,9 @@ class _Asked:
         Raises:
             LoadTimeout: not every one has one that may answer for an error.
         """
-        stale = await stale_now(self.state, self.rt, keys, self.tags, self.options.type, on_error=True)
+        stale: dict[str, Any] = {}
+        if not self.renew:
+            stale = await stale_now(self.state, self.rt, keys, self.tags, self.options.type, on_error=True)
         if len(stale) < len(keys):
             late = next(key for key in keys if key not in stale)
             raise LoadTimeout(
@@ -118,8 +120,7 @@ class _Asked:
             for key in [key for key in batch.joined if key not in batch.values]:
                 await self._follow(batch, key)
         finally:
-            for flight, _, waiter in batch.joined.values():
-                self.state.flights.left(flight, waiter)
+            batch.leave()
         return [
             key for key in keys if key not in self.values and key not in self.errors and key not in batch.done
         ]
@@ -186,6 +187,7 @@ class _Behind:
         finally:
             self.ended.set()
         if self.left:
+            batch.leave()
             failed = batch.errors or dict.fromkeys(self.keys if self.error else (), self.error)
             for key, why in failed.items():
                 if why is not None:
@@ -202,9 +204,8 @@ async def _wait(asked: _Asked, batch: LeadingMany, keys: list[str]) -> dict[str,
     behind = _Behind(batch, keys)
     job = state.spawn(rt, behind.run, f"load of {len(keys)} keys")
     try:
-        while (
-            not behind.ended.is_set() and not job.done()
-        ):  # (a cache that closes cancels what has not begun)
+        # (A cache that closes cancels what has not begun.)
+        while not behind.ended.is_set() and not job.done():
             waited = rt.monotonic() - asked.started
             open_keys = [key for key in keys if key not in batch.values]
             if soft is not None and waited >= soft:

@@ -39,6 +39,11 @@ class LeadingMany(LoadingMany):
         finally:
             self._hand_on()
 
+    def leave(self) -> None:
+        """Nobody waits any more for those of this process who are at the other keys."""
+        for flight, _, waiter in list(self.joined.values()):
+            self.state.flights.left(flight, waiter)
+
     async def _read(self, keys: list[str]) -> None:
         """What may answer at once in the authority."""
         state, rt = self.state, self.rt
