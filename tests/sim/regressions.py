@@ -13,6 +13,7 @@ from cachewright.testing.sim.ops import (
     Put,
     Read,
     ReadTagged,
+    Refresh,
     RepositoryRead,
     Wait,
 )
@@ -239,6 +240,33 @@ REGRESSIONS: tuple[Regression, ...] = (
                 Client(1, ((5.0, Wait(0.0)),)),
             ),
             disasters=(Disaster(1.8, "crash", 0, 0.2),),
+        ),
+    ),
+    Regression(
+        # One key came at the last moment, from elsewhere; the other, which never came, was left out without a word.
+        "a_batch_out_of_time_leaves_out_a_key",
+        439,
+        SCENARIOS["freshness"],
+        Plan(
+            chain=("memcached",),
+            keys=("k", "l"),
+            processes=3,
+            network=Faults(slow=0.05),
+            database=Faults(before=0.2, after=0.1, lost=0.05, slow=0.05),
+            disk=Faults(slow=0.05),
+            options={
+                "ttl": 0.3,
+                "jitter": 0.0,
+                "local_ttl": 0.5,
+                "stale_while_revalidate": 5.0,
+                "load_timeout": 0.1,
+                "negative_ttl": 0.5,
+            },
+            clients=(
+                Client(0, ((0.0, ReadBatch(("k", "l"))),)),
+                Client(2, ((0.000533961555488941, ReadBatch(("k", "l"))),)),
+                Client(0, ((0.0002205943416445544, Refresh("k")),)),
+            ),
         ),
     ),
 )
