@@ -269,7 +269,7 @@ def test_a_tour_that_is_stopped_leaves_nothing_behind(how):
         assert me.children()
         tour.send_signal(how)
         _, error = tour.communicate(timeout=30)
-    assert tour.returncode == 130
+    assert tour.returncode == 130, error
     assert "stopped" in error
     assert left_over(env[MARK]) == []
 

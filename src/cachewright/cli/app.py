@@ -92,7 +92,9 @@ def tour(
 
     Ends with 0 only if every scene did what it promises.
     """
-    signal.signal(signal.SIGTERM, _end)
+    stop = _Stop()
+    signal.signal(signal.SIGTERM, stop)
+    signal.signal(signal.SIGINT, stop)
     scenes = _numbers(only or ())
     if html is not None:
         _check_writable(html)
@@ -102,6 +104,7 @@ def tour(
     given = {"redis": redis, "memcached": memcached, "cluster": cluster, "broker": broker}
     try:
         result = play_tour(listener, engine=engine.value, only=scenes, given=given, database=database)
+        stop.check()
     except KeyboardInterrupt:
         print("stopped; every server was stopped too", file=sys.stderr)
         raise typer.Exit(130) from None
@@ -149,5 +152,17 @@ def _not_writable(path: Path, error: OSError) -> ConfigurationError:
     )
 
 
-def _end(_signal: int, _frame: FrameType | None) -> NoReturn:
-    raise KeyboardInterrupt
+class _Stop:
+    """The handler of a signal that ends the tour. What it raises is lost where Python was just collecting garbage."""
+
+    def __init__(self) -> None:
+        self._came = False
+
+    def __call__(self, _signal: int, _frame: FrameType | None) -> NoReturn:
+        self._came = True
+        raise KeyboardInterrupt
+
+    def check(self) -> None:
+        """Raises what was lost."""
+        if self._came:
+            raise KeyboardInterrupt
