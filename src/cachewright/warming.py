@@ -68,8 +68,6 @@ class Warming:
         try:
             for chunk in self._chunks():
                 await self._warm(chunk)
-                if self._is_over():
-                    break
             await self._room(0)
         except BaseException:
             self.stop()

@@ -429,7 +429,8 @@ def test_a_forked_child_and_its_parent_both_go_on(tmp_path):
     count = [0]
 
     def write_on():
-        while not stop.wait(0.0005):  # SQLite's lock has no queue: one who never lets go keeps it from all others
+        # SQLite's lock has no queue: one who never lets go keeps it from all others.
+        while not stop.wait(0.0005):
             append(buffer, new(f"parent{count[0]}"))
             count[0] += 1
 

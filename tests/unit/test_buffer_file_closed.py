@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pytest
+
+from cachewright import Cache, FlushTimeout, WriteBehind
 from cachewright.behind.buffers import open_buffer
 from cachewright.behind.buffers.base import Buffer, NewRecord
 from cachewright.runtime.base import drive
@@ -52,6 +56,32 @@ def test_a_write_that_was_asked_for_before_a_close_leaves_no_file_open(tmp_path:
     assert wait_until(lambda: not open_files(tmp_path), 10)
     assert drive(buffer.stats(THREADS)).dirty == 2
     buffer.close()
+
+
+def test_a_task_that_hangs_in_its_saver_gives_its_claim_back_before_the_file_is_closed(
+    tmp_path: Path,
+) -> None:
+    async def work() -> None:
+        saving = asyncio.Event()
+
+        def load(id: str) -> int | None:
+            return None
+
+        async def save(id: str, value: int) -> None:
+            saving.set()
+            await asyncio.sleep(3600)
+
+        how = WriteBehind(buffer=f"sqlite:///{tmp_path}/x.db")
+        repository = Cache().repository("r", load, save=save, writes=how)
+        await repository.aput("1", 1)
+        await saving.wait()
+        with pytest.raises(FlushTimeout):
+            await repository.aclose(timeout=0.05)
+        left = asyncio.all_tasks() - {asyncio.current_task()}
+        await asyncio.gather(*left, return_exceptions=True)
+        assert not open_files(tmp_path)
+
+    asyncio.run(work())
 
 
 def open_files(folder: Path) -> list[str]:

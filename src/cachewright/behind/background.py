@@ -124,7 +124,10 @@ class Background:
         while not shift.job.done():
             if stands or rt.monotonic() > deadline:
                 shift.job.cancel()  # a saver that hangs is left behind: its claim ends, and the key is saved again
-                return
+                break
+            await rt.sleep(0.01)
+        # A task gives its claims back as it ends, in the buffer, which is about to be closed.
+        while self._is_async and not stands and not shift.job.done() and rt.monotonic() < deadline + 0.5:
             await rt.sleep(0.01)
 
     async def _run(self, rt: Runtime, shift: _Shift) -> None:

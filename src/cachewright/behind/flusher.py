@@ -235,6 +235,8 @@ class Flusher:
                 if self.where == "none" and await self.step(rt, hurry=True):
                     continue
                 self.start(rt)  # it may have been cancelled, or stand still with its loop
+                if self._saves_here and not self.is_running():
+                    self.check_face(rt)
                 self.ring()
                 await self._watch(rt, min(left, 0.05, max(0.002, due - rt.now())))
         finally:

@@ -48,6 +48,16 @@ class Intake:
                     raise BufferFull(f"waited {options.full_timeout:g} s: {full}") from None
             await room(rt, left)
 
+    async def _hold(self, rt: Runtime, key: str, token: bytes) -> int | None:
+        try:
+            return await self._buffer.hold(rt, key, token, self._options.claim)
+        except (Exception, GeneratorExit):
+            raise
+        except BaseException:
+            # cancelled, and the key may be held all the same: its next writer would wait for the claim's whole life
+            await self._buffer.release(rt, token)
+            raise
+
     async def _save_through(self, rt: Runtime, new: NewRecord, room: Room, through: Through) -> int:
         ends = rt.monotonic() + self._options.full_timeout
         while True:
@@ -57,7 +67,7 @@ class Intake:
             except BufferFull as full:
                 token = rt.new_id()
                 # without the claim an append and its flusher could overtake this save, which would then land over them
-                sequence = await self._buffer.hold(rt, new.key, token, self._options.claim)
+                sequence = await self._hold(rt, new.key, token)
                 left = ends - rt.monotonic()
                 if sequence is None and left <= 0:
                     raise BufferFull(

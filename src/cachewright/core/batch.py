@@ -11,6 +11,7 @@ from dataclasses import replace
 from itertools import count
 from typing import Any
 
+from cachewright.core.context import outside
 from cachewright.core.flight import ABSENT
 from cachewright.core.leading import Plan
 from cachewright.core.leading_many import LeadingMany
@@ -25,7 +26,10 @@ from cachewright.runtime.base import Runtime
 
 __all__ = ["get_or_load_many"]
 
-MAX_TURNS = 3  # for all keys that are left, before one after the other
+MAX_TURNS = 3  # of waiting for others, for all keys that are left, before one after the other
+MAX_IDLE = (
+    2  # turns in which nothing came of reading all that are left: reading them again and again is quadratic
+)
 
 
 async def get_or_load_many(
@@ -48,10 +52,15 @@ async def get_or_load_many(
     """
     asked = _Asked(state, rt, loader, options, tags, renew)
     keys = rest = list(dict.fromkeys(keys))
+    idle = 0
     for turn in count():
+        before = len(rest)
         rest = await asked.together(rest)
+        idle += len(rest) == before
         # One who joined a load and cannot use its result goes round again; another process's is waited for.
         if rest and (turn >= MAX_TURNS or not asked.followed):
+            await asked.alone(rest.pop(0))
+        while rest and idle >= MAX_IDLE and not asked.is_late():
             await asked.alone(rest.pop(0))
         if not rest:
             break
@@ -128,7 +137,7 @@ class _Asked:
     async def _follow(self, batch: LeadingMany, key: str) -> None:
         self.followed = True
         try:
-            value = await follow(self.state, self.rt, self._plan(key), *batch.joined[key], self.started)
+            value = await follow(self.state, self.rt, self._plan(key), *batch.joined.pop(key), self.started)
         except Exception as error:
             self.errors[key] = error
         else:
@@ -158,7 +167,8 @@ class _Asked:
         def store_if(value: Any) -> bool:
             return value is not ABSENT and (options.store_if is None or options.store_if(value))
 
-        one = load if rt.name == "threads" else load_async
+        one: Any = load if rt.name == "threads" else load_async
+        one.__wrapped__ = loader  # for what it raises to be known as its own caller's
         return Plan(key, one, replace(options, store_if=store_if), self.tags, self.renew)
 
 
@@ -248,7 +258,8 @@ def _refresh_behind(batch: LeadingMany) -> None:
             if state.claim_refresh(key):
                 claimed[key] = born
         if claimed:
-            job = state.spawn(rt, refresh, f"refresh of {len(claimed)} keys")
+            with outside():
+                job = state.spawn(rt, refresh, f"refresh of {len(claimed)} keys")
             for key in claimed:
                 state.refresh_runs(key, job)
     except BaseException:

@@ -201,3 +201,13 @@ class loading:  # noqa: N801  used as a context manager, like contextlib.suppres
         # A task whose loop has gone is unwound by the garbage collector, in the context of whoever is running.
         with contextlib.suppress(ValueError):
             _LOADING.reset(self._token)
+
+
+@contextlib.contextmanager
+def outside() -> Iterator[None]:
+    """What is started inside is no part of the load that the running code is in: that one does not wait for it."""
+    token = _LOADING.set(None)
+    try:
+        yield
+    finally:
+        _LOADING.reset(token)

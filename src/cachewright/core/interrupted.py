@@ -46,7 +46,8 @@ def _interrupted(loader: Callable[..., Any], key: str, error: BaseException) -> 
             "cancelled (a task of its own, a scope that ends elsewhere) and raise an Exception"
         )
     failure = LoaderInterrupted(f"the loader of {key!r} {why}")
-    failure.brought = (id(loader), id(loader.func) if isinstance(loader, functools.partial) else 0)
+    inner = loader.func if isinstance(loader, functools.partial) else getattr(loader, "__wrapped__", loader)
+    failure.brought = (id(loader), id(inner))
     return failure
 
 

@@ -86,9 +86,8 @@ class Leading:
         self.stale: Any = MISSING
         self.stale_entry: StoredEntry | None = None
         self.context: LoadContext | None = None
-        self.unreadable: bytes | None = (
-            None  # nonce of a slot whose payload could not be read: as good as absent
-        )
+        # Nonce of a slot whose payload could not be read: as good as absent.
+        self.unreadable: bytes | None = None
         self.waiting = False
 
     async def run(self) -> Result:
@@ -140,6 +139,8 @@ class Leading:
                 if value is MISSING:
                     continue
                 return Outcome.FOUND, value
+            if not isinstance(verdict, Wait):
+                self.watch.awaits_no_more()
             if isinstance(verdict, Blocked):
                 return verdict
             served = self._serve_stale(verdict.stale, slot)
@@ -173,7 +174,7 @@ class Leading:
         self.held = held = Held(state, state.chain.authority, key, verdict.token, new, self.flight)
         try:
             swapped = await state.chain.authority.swap_one(rt, key, slot, new)
-        except TierUnavailable:
+        except (TierUnavailable, GeneratorExit):  # (collected with its loop: nothing can be awaited any more)
             raise
         except BaseException:
             # Cancelled, and the lease may be placed all the same: others would wait for its whole life.
@@ -371,6 +372,7 @@ class Leading:
         Without the authority's generations only entries without users' tags can be trusted below.
         """
         state, rt, plan = self.state, self.rt, self.plan
+        self.watch.awaits_no_more()
         if plan.behind:
             return Outcome.FOUND, MISSING
         if state.chain.lowers and not plan.forced:

@@ -41,8 +41,12 @@ class LeadingMany(LoadingMany):
 
     def leave(self) -> None:
         """Nobody waits any more for those of this process who are at the other keys."""
-        for flight, _, waiter in list(self.joined.values()):
-            self.state.flights.left(flight, waiter)
+        for key in list(self.joined):
+            joined = self.joined.pop(
+                key, None
+            )  # once: its edge in the graph of waits may be another's next time
+            if joined is not None:
+                self.state.flights.left(joined[0], joined[2])
 
     async def _read(self, keys: list[str]) -> None:
         """What may answer at once in the authority."""
@@ -135,6 +139,9 @@ class LeadingMany(LoadingMany):
             if state.strict:
                 raise
             return
+        # Who waits for these would wait for a loader that has nothing to do with them; ours may be one of those.
+        for key in [key for key in self.flights if key not in held]:
+            self._finish(key, Outcome.HANDED_ON)
         try:
             take = self.behind is None
             below = await look_below(
@@ -175,11 +182,13 @@ class LeadingMany(LoadingMany):
     async def _take_below(self, held: dict[str, Held], below: Mapping[str, Below]) -> None:
         """What was found below goes to the authority, and to the tiers between; its leases are no longer ``held``."""
         found: list[tuple[Held, StoredEntry]] = [
-            (held.pop(key), one.entry) for key, one in below.items() if one.entry is not None
+            (held[key], one.entry) for key, one in below.items() if one.entry is not None
         ]
         if not found:
             return
         taken = await commit_all(self.rt, found)
+        for lease, _ in found:
+            del held[lease.key]
         stored = {lease.key: entry for (lease, entry), took in zip(found, taken, strict=True) if took}
         # (Those of keys that are still to be loaded stay.)
         await self.commit_down({lease.key: below[lease.key] for lease, _ in found}, stored)

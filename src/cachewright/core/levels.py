@@ -81,6 +81,8 @@ async def place_leases(
         return {}
     try:
         done = await level.swap(rt, swaps)
+    except GeneratorExit:  # collected with its loop: nothing can be awaited any more
+        raise
     except BaseException as error:
         # Some may be placed all the same, by other nodes, or because a caller was cancelled meanwhile: nobody else's
         # load of those keys should wait for a whole life of them.

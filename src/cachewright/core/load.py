@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from cachewright.core.context import check_recursion, current_load
+from cachewright.core.context import check_recursion, current_load, outside
 from cachewright.core.flight import ABSENT, NOBODY_ASKED, Flight, Joined, Outcome, Phase
 from cachewright.core.leading import Leading, Plan
 from cachewright.core.stale import served_stale, stale_now
@@ -84,7 +84,9 @@ def refresh_behind(state: State, rt: Runtime, plan: Plan) -> None:
 
     try:
         if state.claim_refresh(plan.key):
-            state.refresh_runs(plan.key, state.spawn(rt, refresh, f"refresh of {plan.key}"))
+            with outside():
+                job = state.spawn(rt, refresh, f"refresh of {plan.key}")
+            state.refresh_runs(plan.key, job)
     except BaseException:
         state.refreshing.pop(plan.key, None)  # interrupted: at worst a second one starts
         raise
@@ -99,8 +101,10 @@ def _lead_behind(state: State, rt: Runtime, plan: Plan, flight: Flight) -> None:
             if not flight.heard:
                 state.hub.emit(RefreshFailed(plan.key, error))
 
+    # From now on: a blocking call on this loop's thread would keep it from its first step.
+    flight.thread, _ = rt.whoami()
     job = state.spawn(rt, lead, f"load of {plan.key}")
-    if flight.thread is None and flight.leader_alive is NOBODY_ASKED:
+    if flight.leader_alive is NOBODY_ASKED:
         # Until it runs: a cache that closes cancels what has not started, and those who wait must lead themselves.
         flight.leader_alive = job.goes_on
 
