@@ -143,8 +143,9 @@ def _is_beat(handle: asyncio.TimerHandle) -> bool:
 
 def _replays_for_an_open_cache(beat: BeatJob) -> bool:
     """What an outage kept is replayed on the loop that met it, until the cache is closed or the loop ends."""
-    levels = [level for cache in list(_CACHES) for level in cache.engine.state.chain.levels]
-    return any(level._replayer is beat for level in levels)
+    states = [cache.engine.state for cache in list(_CACHES)]
+    levels = [level for state in states for level in state.chain.levels]
+    return any(level._replayer is beat for level in levels) or any(s.orphans._job is beat for s in states)
 
 
 asyncio.BaseEventLoop.close = _watched_close  # type: ignore[assignment, method-assign]

@@ -100,7 +100,7 @@ class Election:
         Raises:
             TierUnavailable: the authority cannot be reached, so nobody can be chosen.
         """
-        authority, watch = self._state.chain.authority, Watch()
+        authority, watch = self._state.chain.authority, Watch(self._state)
         self._bell = bell = rt.waiter()
         while not self.stopped:
             due = self.times.latest(int(rt.now() * 1e6) + EARLY)

@@ -6,13 +6,14 @@ import asyncio
 import contextlib
 import threading
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
 from cachewright import Cache
 from cachewright.core import slot as slots
 from cachewright.core.state import now_ms
+from cachewright.errors import TierUnavailable
 from tests.freshness.test_batches import Origin, in_virtual_time
 from tests.freshness.virtual import VirtualLoop
 
@@ -98,6 +99,56 @@ def test_who_is_cancelled_while_his_lease_is_being_placed_takes_it_back(ask: Ask
         assert loop.time() == began, "nobody waits for a lease that nobody holds"
 
     in_virtual_time(work)
+
+
+@pytest.mark.parametrize("ask", [one, many])
+@pytest.mark.parametrize("lost", ["placing", "commit", "give-back"])
+def test_nobody_waits_for_a_lease_whose_reply_was_lost(lost: str, ask: Ask) -> None:
+    """This process takes it over where it meets it; for the others it is given back once its tier answers again."""
+
+    async def work(loop: VirtualLoop, cache: Cache) -> None:
+        origin = Origin()
+        if lost == "give-back":
+            origin.error = LookupError("gone")
+        lose_reply(cache, {"placing": 1}.get(lost, 2), before=lost != "placing", failing=2)
+        with contextlib.suppress(LookupError):
+            await ask(cache, origin)
+        origin.error, began = None, loop.time()
+        assert await ask(cache, origin) == "a1"
+        assert loop.time() == began, "nobody waits for a lease that nobody holds"
+
+        await cache.adelete_many(["a", "b"])
+        lose_reply(cache, 1, failing=3)
+        assert await ask(cache, origin) == "a1"
+        rt, level = cache._aio, cache.engine.state.chain.authority
+        left = (await level.read(rt, ("a",)))[0]["a"]
+        assert left.lease is not None
+        assert left.lease.token in cache.engine.state.orphans
+        await asyncio.sleep(2)
+        assert (await level.read(rt, ("a",)))[0].get("a") is None, "its life is 5 s: given back"
+        loops_jobs = [task for task in asyncio.all_tasks() if task is not asyncio.current_task()]
+        assert loops_jobs == []
+
+    in_virtual_time(work)
+
+
+def lose_reply(cache: Cache, number: int, *, before: bool = False, failing: int = 1) -> None:
+    """From this swap on, ``failing`` are not answered: the first of them takes effect unless it fails ``before``."""
+    tier, count = cache.engine.state.chain.authority.tier, 0
+    real, patched = tier.swap, cast(Any, tier)
+
+    async def swap(rt: Any, swaps: Any) -> Any:
+        nonlocal count
+        count += 1
+        if count < number:
+            return await real(rt, swaps)
+        if count == number and not before:
+            await real(rt, swaps)
+        if count + 1 >= number + failing:
+            patched.swap = real
+        raise TierUnavailable(tier.name, "the reply was lost")
+
+    patched.swap = swap
 
 
 @contextlib.contextmanager

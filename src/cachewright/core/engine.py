@@ -188,6 +188,7 @@ class Engine:
         """Ends background work within the deadline and closes every tier, also after its event loops are gone."""
         await self.state.end_jobs(rt, timeout)
         self.state.closed()
+        self.state.orphans.end()
         for level in self.state.chain.levels:
             await level.end(rt)
         for tier in self._tiers():
@@ -197,6 +198,7 @@ class Engine:
         """`close`, letting this loop's work and connections end properly."""
         await self.state.end_jobs(rt, timeout)
         self.state.closed()  # only now: who was stopped has given its leases back
+        self.state.orphans.end()
         for level in self.state.chain.levels:
             await level.end(rt)
         for tier in self._tiers():

@@ -78,7 +78,7 @@ class Leading:
     ) -> None:
         self.state, self.rt, self.plan, self.flight = state, rt, plan, flight
         self.refresh_behind = refresh_behind
-        self.watch = Watch(state.holding if state.chain.in_memory else None)
+        self.watch = Watch(state)
         self.held: Held | None = None
         self.refused = 0  # swaps
         self.ticket: Ticket | None = None
@@ -153,8 +153,7 @@ class Leading:
                 state.stats.waits += not self.watch.pauses
                 self.waiting = True
                 return None
-            # First the generations, then the lease, then everything below: what decides whether the value may
-            # be stored must come before the value is read.
+            # First the generations, then the lease, then all below: what decides whether the value may be stored.
             marks = await state.capture(rt, state.tags_of(plan.tags), self.generations)
             swapped = await self._place_lease(slot, verdict)
             if isinstance(swapped, Held):
@@ -174,11 +173,12 @@ class Leading:
         self.held = held = Held(state, state.chain.authority, key, verdict.token, new, self.flight)
         try:
             swapped = await state.chain.authority.swap_one(rt, key, slot, new)
-        except (TierUnavailable, GeneratorExit):  # (collected with its loop: nothing can be awaited any more)
-            raise
-        except BaseException:
-            # Cancelled, and the lease may be placed all the same: others would wait for its whole life.
-            await held.abandon(rt)
+        except BaseException as error:
+            # It may be placed all the same, and others would wait for its whole life.
+            if isinstance(error, TierUnavailable):
+                held.orphan(rt)
+            elif not isinstance(error, GeneratorExit):  # (collected with its loop: nothing can be awaited)
+                await held.abandon(rt)
             raise
         return held if swapped.done else swapped
 

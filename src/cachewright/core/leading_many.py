@@ -164,7 +164,7 @@ class LeadingMany(LoadingMany):
             return True
         if slot.lease is not None:
             # Nobody waits here to see whether it is renewed: it goes by the deadline that is written in it.
-            if not Watch(state.holding if state.chain.in_memory else None).is_dead(self.rt, slot):
+            if not Watch(state).is_dead(self.rt, slot):
                 return False
             self.dead.add(key)
         entry, now = slot.entry, now_ms(self.rt)

@@ -57,6 +57,23 @@ class Held:
         """Nothing is sent under it any more: should it still stand in process memory, others may take it over."""
         self.state.holding.pop(self.token, None)
 
+    def orphan(self, rt: Runtime) -> None:
+        """Nothing is sent under it any more, and it may stand: what placed it or was to end it was never answered."""
+        slot, self.slot = self.slot, None
+        self.let_go()
+        # Those of loads only: an election's may only die, for a record of the run that lands late must find it.
+        if self.flight is None or slot is None or not slots.holds(slot, self.token) or self.is_over():
+            return
+        assert slot.lease is not None
+        left = (slot.lease.life + TAKEOVER_MARGIN_MS) / 1000
+        # Without the flight, and what hangs on it: that has ended.
+        again = Held(self.state, self.level, self.key, self.token, slot)
+        self.state.orphans.add(rt, self.token, left, again.is_given_back)
+
+    async def is_given_back(self, rt: Runtime) -> bool:
+        """Gives an orphan back; False where the tier did not answer."""
+        return await self._abandon(rt) is not None
+
     def start_heartbeat(self, rt: Runtime) -> None:
         """Renews the lease every third of its life (rarely: over a stale entry each renewal is news to all)."""
         if self.slot is None or self.slot.lease is None or self.slot.lease.life >= FOREVER_MS:
@@ -111,6 +128,7 @@ class Held:
             try:
                 swapped = await self.level.swap_one(rt, self.key, self.slot, new)
             except TierUnavailable:
+                self.orphan(rt)
                 return False
             except TierError as error:  # a server that refuses this value, as too large, say
                 self.state.hub.emit(TierFailed(self.level.tier.name, "commit", error))
@@ -125,6 +143,13 @@ class Held:
 
         ``retry_at``: see `slot.abandon`.
         """
+        given = await self._abandon(rt, retry_at)
+        if given is None:
+            self.orphan(rt)
+        return bool(given)
+
+    async def _abandon(self, rt: Runtime, retry_at: int | None = None) -> bool | None:
+        """`abandon`; None where the tier did not answer."""
         self.stop_heartbeat()
         if self.is_over():
             return False
@@ -134,6 +159,8 @@ class Held:
                 return False
             try:
                 swapped = await self.level.swap_one(rt, self.key, self.slot, new)
+            except TierUnavailable:
+                return None
             except TierError:
                 return False  # it dies by its life
             if swapped.done:
@@ -180,7 +207,7 @@ async def _swap_all(rt: Runtime, helds: Sequence[Held], entries: Mapping[Held, S
         results = await helds[0].level.swap(rt, swaps)
     except TierError:
         for held in helds:
-            held.slot = None
+            held.orphan(rt)
         return [False] * len(helds)
     done = set()
     for held, swapped in zip(mine, results, strict=True):
@@ -197,12 +224,13 @@ class Watch:
     The better judge is an own clock that has seen the same lease, never renewed, for a full life. One who comes late
     goes by the deadline written in it, with a margin for clocks that differ.
 
-    A lease without end in process memory is dead where nobody is ``holding`` it (`State.holding`): what a signal
-    handler raises may unwind its holder between any two steps.
+    A lease without end in process memory is dead where nobody is holding it (`State.holding`): what a signal handler
+    raises may unwind its holder between any two steps. So is one of this process's own `Orphans`.
     """
 
-    def __init__(self, holding: Mapping[bytes, object] | None = None) -> None:
-        self._holding = holding
+    def __init__(self, state: State) -> None:
+        self._orphans = state.orphans
+        self._holding = state.holding if state.chain.in_memory else None
         self._nonce: bytes | None = None
         self._since = 0.0
         self.pauses = 0
@@ -238,6 +266,8 @@ class Watch:
             return True
         if lease.life >= FOREVER_MS and self._holding is not None:
             return self._holding.get(lease.token) is None
+        if lease.token in self._orphans:
+            return True
         if self._nonce != slot.nonce:
             self._nonce, self._since = slot.nonce, rt.monotonic()
             return False

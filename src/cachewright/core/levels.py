@@ -88,6 +88,9 @@ async def place_leases(
         # load of those keys should wait for a whole life of them.
         if level.tier.sharded or not isinstance(error, TierUnavailable):
             await abandon_all(rt, held)
+        else:
+            for one in held:
+                one.orphan(rt)
         raise
     return {one.key: one for one, swapped in zip(held, done, strict=True) if swapped.done}
 

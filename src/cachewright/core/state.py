@@ -21,6 +21,7 @@ from cachewright.core.background import Background
 from cachewright.core.breaker import NAMESPACE_TAG, Level
 from cachewright.core.flight import Flights
 from cachewright.core.notes import pack_note, read_note
+from cachewright.core.orphans import Orphans
 from cachewright.core.slot import NEVER, StoredEntry
 from cachewright.core.stats import Stats
 from cachewright.errors import DecodeError, TierUnavailable
@@ -98,6 +99,7 @@ class State(Background):
         # By token, the leases (`lease.Held`) of this process that others of it may meet. Weak: a frame that is unwound
         # lets go of it by itself.
         self.holding: weakref.WeakValueDictionary[bytes, Any] = weakref.WeakValueDictionary()
+        self.orphans = Orphans()
 
     # ------------------------------------------------------------------------------------------ entries
 

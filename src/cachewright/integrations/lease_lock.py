@@ -95,10 +95,10 @@ class LeaseLock:
             if self._state.strict:
                 raise
             return False
-        return slot is not None and slot.lease is not None and not Watch().is_dead(self._rt, slot)
+        return slot is not None and slot.lease is not None and not Watch(self._state).is_dead(self._rt, slot)
 
     async def _take(self, wait: bool) -> bool:
-        rt, authority, watch, refused = self._rt, self._state.chain.authority, Watch(), 0
+        rt, authority, watch, refused = self._rt, self._state.chain.authority, Watch(self._state), 0
         while True:
             try:
                 slot = (await authority.read(rt, (self._key,)))[0].get(self._key)
