@@ -30,7 +30,7 @@ from cachewright.testing.servers import (
     ValkeyServer,
 )
 from cachewright.tiers.embedded_cluster import ClusterProcesses
-from tests import invariants
+from tests import invariants, stalls
 
 Server = TypeVar("Server", bound=ServerProcess | ClusterProcesses)
 
@@ -59,8 +59,9 @@ _work_in_memory()
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """A hook of this file alone would not hear of fixtures of the session."""
+    """Hooks of this file alone would not hear of fixtures of the session."""
     config.pluginmanager.register(invariants)
+    config.pluginmanager.register(stalls)
 
 
 def pytest_make_parametrize_id(config: pytest.Config, val: object, argname: str) -> str | None:
@@ -111,9 +112,9 @@ def _describe(process: psutil.Process) -> str | None:
 @pytest.fixture(autouse=True)
 def nothing_left_behind(request: pytest.FixtureRequest) -> Iterator[None]:
     """After every test, and after all its other fixtures: no flight, thread, connection, … (`invariants`)."""
-    watch, failures = invariants.Invariants(), request.session.testsfailed
+    watch = invariants.Invariants()
     yield
-    if request.session.testsfailed == failures and (left := watch.left_behind()):
+    if not request.node.stash[stalls.failed] and (left := watch.left_behind()):
         pytest.fail("the test left behind:\n" + "\n".join(left), pytrace=False)
 
 
