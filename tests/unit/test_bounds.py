@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import pytest
 
@@ -87,3 +88,62 @@ async def _cancelled() -> None:
         with pytest.raises(asyncio.CancelledError):
             await put
         assert top.get("bounds:r:k") is None
+
+
+def test_many_keys_under_unsettled_writes_are_not_read_over_and_over() -> None:
+    class Counting(SimTier):
+        keys = 0
+
+        async def read(self, rt: Runtime, keys: Sequence[str], tags: Sequence[str] = ()) -> Any:
+            self.keys += len(keys)
+            return await super().read(rt, keys, tags)
+
+    def save(one: int, value: int) -> None:
+        raise OSError("nobody knows")
+
+    tier, wanted = Counting(SimStore(time.time), "bounds"), range(100)
+    with Cache(tier) as cache:
+        users = cache.repository("r", load_many=lambda ids: {i: -i for i in ids}, save=save)
+        for one in wanted:
+            with pytest.raises(OSError, match="nobody"):
+                users.put(one, one)
+        tier.keys = 0
+        assert users.get_many(wanted) == {one: -one for one in wanted}
+        assert tier.keys < 5 * len(wanted)
+
+
+@pytest.mark.parametrize("many", [False, True], ids=["one", "many"])
+def test_who_is_cancelled_while_a_value_comes_up_leaves_no_lease(many: bool) -> None:
+    asyncio.run(_cancelled_on_the_way_up(many))
+
+
+async def _cancelled_on_the_way_up(many: bool) -> None:
+    committing = asyncio.Event()
+
+    class Upper(SimTier):
+        async def swap(self, rt: Runtime, swaps: Sequence[Swap]) -> list[Swapped]:
+            commit = all(swap.new is not None and swap.new.entry is not None for swap in swaps)
+            if commit and not committing.is_set():
+                committing.set()
+                await asyncio.sleep(30)
+            return await super().swap(rt, swaps)
+
+    async def load(keys: list[str]) -> dict[str, int]:
+        return dict.fromkeys(keys, 2)
+
+    async def ask(cache: Cache) -> int:
+        if many:
+            return int((await cache.aget_or_set_many(["k", "l"], load))["k"])
+        return int(await cache.aget_or_set("k", lambda: 2))
+
+    top, low = SimStore(time.time), SimStore(time.time)
+    tiers = Upper(top, "bounds", name="a"), SimTier(low, "bounds", name="b")
+    async with Cache(SimTier(low, "bounds", name="b")) as lower, Cache(*tiers, lease=60) as cache:
+        await lower.aset_many({"k": 1, "l": 1})
+        caller = asyncio.create_task(ask(cache))
+        await asyncio.wait_for(committing.wait(), 20)
+        caller.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await caller
+        assert not top.rows, "no lease is left that others would wait for"
+        assert await ask(cache) == 1

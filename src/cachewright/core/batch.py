@@ -27,9 +27,8 @@ from cachewright.runtime.base import Runtime
 __all__ = ["get_or_load_many"]
 
 MAX_TURNS = 3  # of waiting for others, for all keys that are left, before one after the other
-MAX_IDLE = (
-    2  # turns in which nothing came of reading all that are left: reading them again and again is quadratic
-)
+# Turns in which nothing came of reading all that are left: reading them again and again is quadratic.
+MAX_IDLE = 2
 
 
 async def get_or_load_many(
