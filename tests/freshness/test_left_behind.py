@@ -132,6 +132,31 @@ def test_nobody_waits_for_a_lease_whose_reply_was_lost(lost: str, ask: Ask) -> N
     in_virtual_time(work)
 
 
+@pytest.mark.parametrize("ask", [one, many])
+def test_a_lease_outlives_a_tier_that_stands_still_for_half_of_it(ask: Ask) -> None:
+    async def work(loop: VirtualLoop, cache: Cache) -> None:
+        rt, level = cache._aio, cache.engine.state.chain.authority
+        tier, origin = level.tier, Origin(3)
+        real, patched, began = tier.swap, cast(Any, tier), loop.time()
+
+        async def swap(rt: Any, swaps: Any) -> Any:
+            if not 0.3 < loop.time() - began < 0.8:
+                return await real(rt, swaps)
+            await asyncio.sleep(0.5)
+            raise TierUnavailable(tier.name, "it stands still")
+
+        patched.swap = swap
+        caller = asyncio.create_task(ask(cache, origin))
+        for _ in range(25):
+            await asyncio.sleep(0.1)
+            slot = (await level.read(rt, ("a",)))[0]["a"]
+            assert slot.lease is not None
+            assert now_ms(rt) < slot.lease.deadline, f"over {loop.time() - began:.1f} s after it was placed"
+        assert await caller == "a1"
+
+    in_virtual_time(work, lease=1)
+
+
 def lose_reply(cache: Cache, number: int, *, before: bool = False, failing: int = 1) -> None:
     """From this swap on, ``failing`` are not answered: the first of them takes effect unless it fails ``before``."""
     tier, count = cache.engine.state.chain.authority.tier, 0

@@ -173,16 +173,19 @@ class VirtualThreads(ThreadRuntime):
         self.time.start(run)
         return job
 
-    def every(self, seconds: float, tick: Callable[[], Awaitable[bool]], name: str) -> Any:
+    def every(
+        self, seconds: float, tick: Callable[[], Awaitable[float | None]], name: str, *, errand: bool = False
+    ) -> Any:
         job = Job()
 
-        async def one() -> bool:
+        async def one() -> float | None:
             return await tick()
 
         def run() -> None:
-            self.time.wait(seconds)
-            while not job.cancelled and drive(one()):
-                self.time.wait(seconds)
+            pause: float | None = seconds
+            while pause is not None:
+                self.time.wait(pause)
+                pause = None if job.cancelled else drive(one())
 
         self.time.start(run)
         return job

@@ -13,7 +13,7 @@ import pytest
 
 from cachewright import Cache, LoadTimeout, RecursiveLoadError, WouldDeadlockError
 from cachewright.runtime.process import wait_until
-from cachewright.runtime.workers import LOADS_AT_ONCE, Timer, Workers
+from cachewright.runtime.workers import HEARTBEATS, LOADS_AT_ONCE, Timer, Workers
 from cachewright.tiers.sqlite import SqliteTier
 
 
@@ -194,9 +194,9 @@ def test_what_is_called_off_is_let_go_of() -> None:
     timer = Timer()
     ran = threading.Event()
     for _ in range(5000):
-        timer.call_off(timer.after(3600, lambda: None))
+        timer.call_off(timer.after(3600, lambda: None, HEARTBEATS))
     assert len(timer._heap) < 500
-    timer.after(0, ran.set)
+    timer.after(0, ran.set, HEARTBEATS)
     assert ran.wait(10)
 
 

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import threading
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 
 from cachewright.runtime.aio import AIO
-from cachewright.runtime.base import Job
+from cachewright.runtime.base import Job, next_renewal
 from cachewright.runtime.process import wait_until
 from cachewright.runtime.threads import THREADS
 from cachewright.runtime.workers import TIMER
@@ -19,9 +21,9 @@ def beaten(face: str, tick: Callable[[int], bool], until: Callable[[Job, list[in
     """The numbers of the beats of a job whose ``tick`` is given them; the job has ended or been cancelled."""
     seen: list[int] = []
 
-    async def beat() -> bool:
+    async def beat() -> float | None:
         seen.append(len(seen) + 1)
-        return tick(seen[-1])
+        return 0.001 if tick(seen[-1]) else None
 
     async def main() -> None:
         job = AIO.every(0.001, beat, "test")
@@ -59,3 +61,38 @@ def test_a_beat_that_fails_is_done(face: str, caplog: pytest.LogCaptureFixture) 
 
     with caplog.at_level(logging.CRITICAL, logger="cachewright"):
         assert beaten(face, fail, lambda job, _: job.done()) == [1]
+
+
+def test_renewals_count_from_their_start_and_are_soon_repeated_where_nobody_answered() -> None:
+    class Standing:
+        time = 100.0
+
+        def monotonic(self) -> float:
+            return self.time
+
+    rt: Any = Standing()
+    assert next_renewal(rt, 100.0, 1.5, True) == 1.5
+    rt.time = 101.0
+    assert next_renewal(rt, 100.0, 1.5, True) == 0.5
+    rt.time = 102.0
+    assert next_renewal(rt, 100.0, 1.5, True) == 0
+    assert next_renewal(rt, 100.0, 1.5, False) == 0.2
+    assert next_renewal(rt, 100.0, 0.2, False) == 0.05
+
+
+def test_an_errand_that_hangs_holds_up_no_heartbeat() -> None:
+    go_on, beats = threading.Event(), threading.Event()
+
+    async def hang() -> None:
+        go_on.wait(20)
+
+    async def beat() -> None:
+        beats.set()
+
+    jobs = [THREADS.every(0, hang, "hangs", errand=True) for _ in range(20)]
+    job = THREADS.every(0, beat, "beats")
+    try:
+        assert beats.wait(10)
+    finally:
+        go_on.set()
+    assert wait_until(lambda: all(one.done() for one in [*jobs, job]), 20)

@@ -75,7 +75,7 @@ def a_database() -> Iterator[None]:
 
 @contextmanager
 def a_timer_entry() -> Iterator[None]:
-    job = THREADS.every(3600, lambda: AIO.sleep(0), "left")  # type: ignore[arg-type, return-value]
+    job = THREADS.every(3600, lambda: AIO.sleep(0), "left")
     yield
     job.cancel()
 
@@ -114,7 +114,7 @@ def a_task_of_a_loop_that_ended() -> Iterator[None]:
 @contextmanager
 def a_heartbeat_of_a_loop_that_ended() -> Iterator[None]:
     async def main() -> None:
-        AIO.every(3600, lambda: AIO.sleep(0), "left")  # type: ignore[arg-type, return-value]
+        AIO.every(3600, lambda: AIO.sleep(0), "left")
 
     asyncio.run(main())
     yield

@@ -10,7 +10,7 @@ from cachewright.behind.buffers.base import Ack, Buffer, Failure, Record
 from cachewright.behind.saving import Outcome, Savers
 from cachewright.behind.types import BehindOptions
 from cachewright.events import BackgroundFailed, DeadLetter, Hub, SaveFailed
-from cachewright.runtime.base import Job, Runtime
+from cachewright.runtime.base import Job, Runtime, next_renewal
 from cachewright.runtime.interrupts import is_exit
 
 __all__ = ["AfterSave", "Rounds"]
@@ -193,14 +193,19 @@ class Rounds:
         )
 
     def _keep_claim(self, rt: Runtime, token: bytes) -> Job:
-        async def renew() -> bool:
+        pause = self.options.claim / 3
+
+        async def renew() -> float | None:
+            began, answered = rt.monotonic(), True
             try:
-                return await self.buffer.renew(rt, token, self.options.claim) > 0
+                if await self.buffer.renew(rt, token, self.options.claim) <= 0:
+                    return None
             except Exception as error:
                 self.events.emit(BackgroundFailed(f"renewing a claim of {self.repository}", error))
-                return True
+                answered = False
+            return next_renewal(rt, began, pause, answered)
 
-        return rt.every(self.options.claim / 3, renew, f"claim of {self.repository}")
+        return rt.every(pause, renew, f"claim of {self.repository}")
 
     async def through(self, rt: Runtime, record: Record, token: bytes) -> None:
         """Saves a held record on its caller's time; the saver's error is the caller's."""

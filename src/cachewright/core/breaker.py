@@ -153,19 +153,20 @@ class Level:
     def _keep_trying(self, rt: Runtime) -> None:
         """Replays in the background too: a process that changes something and then goes quiet must not leave the
         others with what it changed."""
-        if self._replayer is None or self._replayer.done():
-            self._replayer = rt.every(
-                PROBE_SECONDS, lambda: self._try_again(rt), f"replay to {self.tier.name}"
-            )
+        if (
+            self._replayer is None or not self._replayer.goes_on()
+        ):  # (nor does one on a loop that was stopped)
+            name = f"replay to {self.tier.name}"
+            self._replayer = rt.every(PROBE_SECONDS, lambda: self._try_again(rt), name, errand=True)
 
-    async def _try_again(self, rt: Runtime) -> bool:
+    async def _try_again(self, rt: Runtime) -> float | None:
         if self.behind and not self._replaying:
             try:
                 await self._replay(rt)
             except TierUnavailable:
-                return True  # told as an event; the next beat tries again
+                return PROBE_SECONDS  # told as an event; the next beat tries again
             self._succeeded()
-        return bool(self.behind)
+        return PROBE_SECONDS if self.behind else None
 
     async def end(self, rt: Runtime) -> None:
         """Stops trying in the background, after one last try: nobody may use this cache again."""

@@ -18,7 +18,7 @@ from cachewright.core.state import FOREVER_MS, State, now_ms
 from cachewright.errors import TierError, TierUnavailable
 from cachewright.events import TierFailed
 from cachewright.options import Options
-from cachewright.runtime.base import Job, Runtime
+from cachewright.runtime.base import Job, Runtime, next_renewal
 from cachewright.tiers.base import Swap
 
 __all__ = ["MAX_REFUSED", "Held", "Watch", "abandon_all", "commit_all", "lease_life"]
@@ -78,7 +78,14 @@ class Held:
         """Renews the lease every third of its life (rarely: over a stale entry each renewal is news to all)."""
         if self.slot is None or self.slot.lease is None or self.slot.lease.life >= FOREVER_MS:
             return
-        self._beat = rt.every(self.slot.lease.life / 3000, lambda: self._renew(rt), f"lease of {self.key}")
+        pause = self.slot.lease.life / 3000
+
+        async def beat() -> float | None:
+            began = rt.monotonic()
+            answered = await self._renew(rt)
+            return None if answered is None else next_renewal(rt, began, pause, answered)
+
+        self._beat = rt.every(pause, beat, f"lease of {self.key}")
 
     def stop_heartbeat(self) -> None:
         """No renewal starts from here on; one under way loses against the commit, or the commit repeats."""
@@ -98,18 +105,19 @@ class Held:
         """The cache was closed since: nothing is sent any more, and the lease dies by its life."""
         return self.state.closings != self._closings
 
-    async def _renew(self, rt: Runtime) -> bool:
+    async def _renew(self, rt: Runtime) -> bool | None:
+        """Whether the tier answered; None: it is ours no more."""
         for _ in range(3):
             if self.is_over():
-                return False
+                return None
             new = slots.renew_lease(self.slot, self.token, now=now_ms(rt), nonce=rt.new_id())
             if new is None:
                 self.lost = True
-                return False
+                return None
             try:
                 swapped = await self.level.swap_one(rt, self.key, self.slot, new)
             except TierUnavailable:
-                return True  # the next beat tries again; the lease outlives two that fail
+                return False
             self.slot = new if swapped.done else swapped.current
             if swapped.done:
                 return True

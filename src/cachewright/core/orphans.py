@@ -48,9 +48,11 @@ class Orphans:
             self._until[token] = now + life
             self._to_give[token] = give_back
             if self._job is None or not self._job.goes_on():
-                self._job = rt.every(EVERY_SECONDS, lambda: self._give_back(rt), "leases to give back")
+                self._job = rt.every(
+                    EVERY_SECONDS, lambda: self._give_back(rt), "leases to give back", errand=True
+                )
 
-    async def _give_back(self, rt: Runtime) -> bool:
+    async def _give_back(self, rt: Runtime) -> float | None:
         for token, give_back in list(self._to_give.items()):
             if rt.monotonic() >= self._until.get(token, 0) or await give_back(rt):
                 self._to_give.pop(token, None)
@@ -59,7 +61,7 @@ class Orphans:
         with self._lock:
             if not self._to_give:
                 self._job = None
-            return self._job is not None
+            return EVERY_SECONDS if self._job is not None else None
 
     def end(self) -> None:
         """The cache is closed: what still stands dies by its life."""

@@ -24,7 +24,7 @@ from cachewright.core.slot import NEVER, Intent, Slot, StoredEntry
 from cachewright.core.state import State, now_ms
 from cachewright.errors import NotSaved, TierError, TierProtocolError, TierUnavailable
 from cachewright.options import MISSING, Options
-from cachewright.runtime.base import Runtime
+from cachewright.runtime.base import Runtime, next_renewal
 from cachewright.tiers.base import Swap
 
 __all__ = ["clear", "drop", "drop_lowers", "invalidate_tags", "store", "write"]
@@ -294,19 +294,20 @@ def _refuses(state: State) -> TierProtocolError:
     return TierProtocolError(name, f"refused {MAX_REFUSED:,} swaps of a write in a row")
 
 
-async def _beat(state: State, rt: Runtime, writing: _Writing) -> bool:
-    await _renew(state, rt, writing.keys, INTENT_SECONDS, lambda: writing.over)
-    return not writing.over
+async def _beat(state: State, rt: Runtime, writing: _Writing) -> float | None:
+    began = rt.monotonic()
+    answered = await _renew(state, rt, writing.keys, INTENT_SECONDS, lambda: writing.over)
+    return None if writing.over else next_renewal(rt, began, INTENT_SECONDS / 3, answered)
 
 
 async def _renew(
     state: State, rt: Runtime, writes: list[_Write], seconds: float, over: Callable[[], bool] = lambda: False
-) -> None:
-    """Intents stand for so much longer; one that is gone (evicted) is asserted again."""
+) -> bool:
+    """Intents stand for so much longer; one that is gone (evicted) is asserted again. False: the tier did not answer."""
     for one in writes:
         for _ in range(5):
             if over():
-                return
+                return True
             now = now_ms(rt)
             intent = Intent(one.id, now + int(seconds * 1000))
             new = slots.renew_intent(one.slot, intent, now=now, nonce=rt.new_id())
@@ -314,10 +315,11 @@ async def _renew(
                 swapped = await state.chain.authority.swap_one(rt, one.key, one.slot, new)
             except TierError:
                 state.chain.authority.missed(rt, [one.key])
-                return
+                return False
             one.slot = new if swapped.done else swapped.current
             if swapped.done:
                 break
+    return True
 
 
 async def _finish(

@@ -188,21 +188,23 @@ class AioRuntime:
         task.add_done_callback(self._tasks.discard)
         return TaskJob(task, loop)
 
-    def every(self, seconds: float, tick: Callable[[], Awaitable[bool]], name: str) -> BeatJob:
+    def every(
+        self, seconds: float, tick: Callable[[], Awaitable[float | None]], name: str, *, errand: bool = False
+    ) -> BeatJob:
         return BeatJob(self, seconds, tick, name)
 
 
 class BeatJob:
     """A heartbeat on the leader's loop: a timer, and a task only when the time has come. Most never get there."""
 
-    __slots__ = ("_handle", "_job", "_loop", "_name", "_over", "_rt", "_seconds", "_tick")
+    __slots__ = ("_handle", "_job", "_loop", "_name", "_over", "_rt", "_tick")
 
     def __init__(
-        self, rt: AioRuntime, seconds: float, tick: Callable[[], Awaitable[bool]], name: str
+        self, rt: AioRuntime, seconds: float, tick: Callable[[], Awaitable[float | None]], name: str
     ) -> None:
         import asyncio
 
-        self._rt, self._seconds, self._tick, self._name = rt, seconds, tick, name
+        self._rt, self._tick, self._name = rt, tick, name
         self._loop = asyncio.get_running_loop()
         self._over = False
         self._job: TaskJob | None = None
@@ -213,13 +215,13 @@ class BeatJob:
             self._job = self._rt.spawn(self._beat, self._name)
 
     async def _beat(self) -> None:
-        go_on = False
+        pause = None
         try:
-            go_on = await self._tick()
+            pause = await self._tick()
         finally:
-            self._over = self._over or not go_on  # also where it raised: nothing is scheduled any more
-        if not self._over:
-            self._handle = self._loop.call_later(self._seconds, self._due)
+            self._over = self._over or pause is None  # also where it raised: nothing is scheduled any more
+        if not self._over and pause is not None:
+            self._handle = self._loop.call_later(pause, self._due)
 
     def cancel(self) -> None:
         self._over = True

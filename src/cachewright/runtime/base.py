@@ -11,7 +11,7 @@ from typing import Any, Literal, Protocol, TypeVar
 
 T = TypeVar("T")
 
-__all__ = ["Clock", "Job", "Runtime", "Waiter", "drive"]
+__all__ = ["Clock", "Job", "Runtime", "Waiter", "drive", "next_renewal"]
 
 
 class Clock(Protocol):
@@ -91,8 +91,22 @@ class Runtime(Protocol):
     def spawn(self, work: Callable[[], Coroutine[Any, Any, None]], name: str) -> Job:
         """Starts background work that outlives the caller: a daemon worker or a tracked task, context copied."""
 
-    def every(self, seconds: float, tick: Callable[[], Awaitable[bool]], name: str) -> Job:
-        """Calls ``tick`` every so many seconds until it returns False or the job is cancelled (heartbeats)."""
+    def every(
+        self, seconds: float, tick: Callable[[], Awaitable[float | None]], name: str, *, errand: bool = False
+    ) -> Job:
+        """Calls ``tick`` after so many seconds, and again after as many as it returned (heartbeats); None: it is over.
+
+        ``errand``: it may be long about it, and takes no thread from the heartbeats.
+        """
+
+
+def next_renewal(rt: Runtime, began: float, pause: float, answered: bool) -> float:
+    """Seconds until the next renewal of what lives for three pauses.
+
+    From the start of the last one, which may have taken long, and soon after one that was not answered: in beats counted
+    from their ends one lost answer is enough to lose a lease of a second, or a claim, whose holder lives.
+    """
+    return max(0.0, pause - (rt.monotonic() - began)) if answered else min(0.2, pause / 4)
 
 
 def drive(coroutine: Coroutine[Any, Any, T]) -> T:

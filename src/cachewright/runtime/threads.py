@@ -15,7 +15,7 @@ from typing import Any, Literal, TypeVar
 
 from cachewright.errors import ConfigurationError
 from cachewright.runtime.base import Clock, drive
-from cachewright.runtime.workers import BACKGROUND, TIMER, Due, Workers, waiting
+from cachewright.runtime.workers import BACKGROUND, HEARTBEATS, TIMER, Due, Workers, waiting
 
 T = TypeVar("T")
 
@@ -188,26 +188,28 @@ class ThreadRuntime:
         self._workers.submit(run)
         return job
 
-    def every(self, seconds: float, tick: Callable[[], Awaitable[bool]], name: str) -> ThreadJob:
-        job = ThreadJob()
+    def every(
+        self, seconds: float, tick: Callable[[], Awaitable[float | None]], name: str, *, errand: bool = False
+    ) -> ThreadJob:
+        job, pool = ThreadJob(), BACKGROUND if errand else HEARTBEATS
 
-        async def one() -> bool:
+        async def one() -> float | None:
             return await tick()
 
         def run() -> None:
             if not job.begin():
                 return
-            go_on = False
+            pause = None
             try:
-                go_on = drive(one())
+                pause = drive(one())
             except Exception:
                 log.exception("heartbeat %r raised", name)
-            if go_on:
-                job.waits(TIMER.after(seconds, run))
+            if pause is not None:
+                job.waits(TIMER.after(pause, run, pool))
             else:
                 job.finish()
 
-        job.waits(TIMER.after(seconds, run))
+        job.waits(TIMER.after(seconds, run, pool))
         return job
 
 

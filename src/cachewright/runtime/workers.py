@@ -161,14 +161,15 @@ def waiting() -> Iterator[None]:
 class Due:
     """One thing that the `Timer` is to start. Calling it off lets go of the work at once."""
 
-    __slots__ = ("work",)
+    __slots__ = ("pool", "work")
 
-    def __init__(self, work: Callable[[], None]) -> None:
+    def __init__(self, work: Callable[[], None], pool: Workers) -> None:
         self.work: Callable[[], None] | None = work
+        self.pool = pool
 
 
 class Timer:
-    """One thread that hands due work to `HEARTBEATS`; it ends when nothing is scheduled.
+    """One thread that hands due work to a pool; it ends when nothing is scheduled.
 
     Most of what is scheduled is called off before it is due: the heartbeat of a quick load. That costs nothing but a
     mark; where the marked ones are the most, they are swept out.
@@ -185,9 +186,9 @@ class Timer:
         self._off = 0
         self._running = False
 
-    def after(self, seconds: float, work: Callable[[], None]) -> Due:
+    def after(self, seconds: float, work: Callable[[], None], pool: Workers) -> Due:
         """Runs ``work`` once, ``seconds`` from now, unless it is called off by then."""
-        due = Due(work)
+        due = Due(work, pool)
         at = time.monotonic() + seconds
         with self._condition:
             heapq.heappush(self._heap, (at, next(self._numbers), due))
@@ -236,7 +237,7 @@ class Timer:
                 work, due.work = due.work, None
             if work is not None:
                 with contextlib.suppress(RuntimeError):  # the interpreter is shutting down: no new threads
-                    HEARTBEATS.submit(work)
+                    due.pool.submit(work)
             del due, work
 
 

@@ -113,8 +113,8 @@ BEHIND = (
     Mutant(
         "claims_are_not_renewed",
         "cachewright.behind.rounds",
-        "                return await self.buffer.renew(rt, token, self.options.claim) > 0",
-        "                return False",
+        "                if await self.buffer.renew(rt, token, self.options.claim) <= 0:",
+        "                if pause:",
         _CLAIMS,
     ),
     Mutant(

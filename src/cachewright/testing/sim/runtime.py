@@ -101,12 +101,15 @@ class SimRuntime:
         self.check()
         return SimJob(self.process.spawn(work(), name, inherit=True))
 
-    def every(self, seconds: float, tick: Callable[[], Awaitable[bool]], name: str) -> SimJob:
+    def every(
+        self, seconds: float, tick: Callable[[], Awaitable[float | None]], name: str, *, errand: bool = False
+    ) -> SimJob:
         self.check()
 
         async def beats() -> None:
-            await self.sleep(seconds)
-            while await tick():
-                await self.sleep(seconds)
+            pause: float | None = seconds
+            while pause is not None:
+                await self.sleep(pause)
+                pause = await tick()
 
         return SimJob(self.process.spawn(beats(), name, inherit=True))
