@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from cachewright.behind.buffers import open_buffer
-from cachewright.behind.buffers.base import Ack, Buffer, Failure, NewRecord
+from cachewright.behind.buffers.base import Ack, Buffer, Ended, Failure, NewRecord
 from cachewright.behind.buffers.holder import is_dead, this_process
 from cachewright.behind.buffers.redis_urls import open_redis
 from cachewright.errors import BufferFull, NotDirtyError
@@ -68,6 +68,9 @@ class Desk:
         return self.do("claim", limit, token, life, **more)
 
     def ack(self, record, token: bytes = b"flusher1", settle: float = 5.0, unsure: bool = False) -> int:
+        return self.end(record, token, settle, unsure).removed
+
+    def end(self, record, token: bytes, settle: float = 5.0, unsure: bool = False) -> Ended:
         return self.do("acknowledge", token, [Ack(record.key, record.sequence, unsure)], settle=settle)
 
     def fail(self, record, token: bytes = b"flusher1", wait: float = 1.0, settle: float = 5.0, **more):
@@ -181,6 +184,45 @@ def test_who_lost_the_claim_can_neither_acknowledge_nor_fail_nor_renew(desk):
     assert not desk.read("a")["a"].dead
 
 
+def test_who_ends_a_save_without_its_claim_hears_of_it_and_makes_suspect_whoever_saves_the_key_now(desk):
+    desk.put("a", b"1")
+    (mine,) = desk.claim(b"flusher1")
+    desk.clock.time += 6
+    (theirs,) = desk.claim(b"flusher2")
+    desk.ack(theirs, b"flusher2")
+    assert desk.end(mine, b"flusher1") == Ended(lost={"a": True}), (
+        "it settles: saved once more, after this save"
+    )
+    assert not desk.read("a")["a"].suspect
+    desk.clock.time += 6
+    (theirs,) = desk.claim(b"flusher2")
+    desk.ack(theirs, b"flusher2")
+    assert desk.end(mine, b"flusher1") == Ended(lost={"a": False})
+    desk.put("a", b"2")
+    (theirs,) = desk.claim(b"flusher3")
+    assert not theirs.suspect
+    assert desk.end(mine, b"flusher1", settle=0).lost == {"a": True}
+    assert not desk.read("a")["a"].suspect, "a saver that refuses older sequences"
+    assert desk.end(mine, b"flusher1").lost == {"a": True}
+    assert desk.read("a")["a"].suspect
+    assert desk.ack(theirs, b"flusher3") == 0, "the save of 1 may have landed after that of 2"
+    assert desk.stats().settling == 1
+
+
+def test_a_save_that_failed_without_its_claim_may_still_land(desk):
+    desk.put("a", b"1")
+    (mine,) = desk.claim(b"flusher1")
+    assert desk.fail(mine, b"flusher2", unknown=False) == Ended()
+    assert not desk.read("a")["a"].suspect
+    desk.do("release", b"flusher1")
+    assert desk.fail(mine, b"flusher1") == Ended(lost={"a": True})
+    assert desk.read("a")["a"].suspect, "though nobody saves it now"
+    (theirs,) = desk.claim(b"flusher2")
+    assert desk.fail(theirs, b"flusher2", dead=True) == Ended(dead=("a",))
+    assert desk.fail(mine, b"flusher1") == Ended(lost={"a": False}), "a dead letter is not saved again"
+    assert desk.fail(mine, b"flusher1", settle=0).dead == ()
+
+
 def test_a_renewed_claim_is_not_taken_over(desk):
     desk.put("a")
     desk.claim(b"flusher1")
@@ -276,7 +318,7 @@ def test_a_newer_state_is_not_given_up_for_the_older_ones_failures(desk):
     desk.put("a", b"1")
     (record,) = desk.claim()
     desk.put("a", b"2")
-    assert desk.fail(record, dead=True) == []
+    assert desk.fail(record, dead=True).dead == ()
     found = desk.read("a")["a"]
     assert (found.dead, found.tries, found.payload) == (False, 0, b"2")
 
@@ -285,7 +327,7 @@ def test_a_dead_letter_is_read_replayed_replaced_and_discarded(desk):
     def die():
         desk.put("a", b"1")
         (record,) = desk.claim()
-        assert desk.fail(record, dead=True, unknown=False) == ["a"]
+        assert desk.fail(record, dead=True, unknown=False).dead == ("a",)
 
     die()
     assert desk.read("a")["a"].dead

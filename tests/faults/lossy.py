@@ -128,8 +128,8 @@ class Face:
         return self.claim(limit, token, life, **more)
 
     def ack(self, *records: Record, token: bytes = TOKEN) -> int:
-        return self.acknowledge(token, [Ack(r.key, r.sequence) for r in records], settle=5.0)
+        return self.acknowledge(token, [Ack(r.key, r.sequence) for r in records], settle=5.0).removed
 
-    def give_up(self, *records: Record, token: bytes = TOKEN) -> list[str]:
+    def give_up(self, *records: Record, token: bytes = TOKEN) -> tuple[str, ...]:
         failed = [Failure(r.key, r.sequence, "Boom", self.rt.now(), dead=True) for r in records]
-        return self.fail(token, failed, settle=5.0)
+        return self.fail(token, failed, settle=5.0).dead

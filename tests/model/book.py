@@ -99,6 +99,7 @@ class Book:
     ) -> int:
         one = self.kept.get(key)
         if one is None or one.token != token:
+            self.lose(one, unsure, settle)
             return 0
         one.suspect = one.suspect or unsure
         if one.sequence != sequence:
@@ -113,9 +114,23 @@ class Book:
             return 1
         return 0
 
+    def lost(self, token: bytes, what: list[tuple[str, int]]) -> list[str]:
+        return [key for key, _ in what if key not in self.kept or self.kept[key].token != token]
+
+    def saves_later(self, key: str) -> bool:
+        one = self.kept.get(key)
+        return one is not None and one.state != "held" and not one.dead
+
+    def lose(self, one: Kept | None, unknown: bool, settle: float) -> None:
+        """A save ended whose claim was gone: whoever is at the key may have saved it before that."""
+        if one is not None and settle and (unknown or one.token is not None):
+            one.suspect = True
+
     def fail(self, failure: Failure, token: bytes, now: float, settle: float) -> bool:
         one = self.kept.get(failure.key)
         if one is None or one.token != token:
+            if failure.unknown:
+                self.lose(one, True, settle)
             return False
         same = one.sequence == failure.sequence
         one.let_go()

@@ -24,7 +24,7 @@ from hypothesis.stateful import (
 )
 
 from cachewright.behind.buffers import open_buffer
-from cachewright.behind.buffers.base import Ack, Buffer, BufferStats, Failure, NewRecord, Record
+from cachewright.behind.buffers.base import Ack, Buffer, BufferStats, Ended, Failure, NewRecord, Record
 from cachewright.behind.buffers.redis_urls import open_redis
 from cachewright.errors import BufferFull, NotDirtyError
 from cachewright.runtime.aio import AioRuntime
@@ -177,8 +177,9 @@ class BufferMachine(RuleBasedStateMachine):
         token, what = self.taken(choice)
         acks = [Ack(key, sequence, unsure) for key, sequence in what]
         now = self.clock.time
+        lost = {key: self.book.saves_later(key) for key in self.book.lost(token, what)}
         wanted = sum(self.book.acknowledge(a.key, token, a.sequence, unsure, now, settle) for a in acks)
-        assert self.do("acknowledge", token, acks, settle=settle) == wanted
+        assert self.do("acknowledge", token, acks, settle=settle) == Ended(wanted, lost=lost)
 
     @rule(
         choice=which,
@@ -194,8 +195,10 @@ class BufferMachine(RuleBasedStateMachine):
         failures = [
             Failure(key, sequence, "Boom", now + pause, dead, unknown, counts) for key, sequence in what
         ]
+        gone = self.book.lost(token, what) if unknown else []
+        lost = {key: self.book.saves_later(key) for key in gone}
         wanted = [failure.key for failure in failures if self.book.fail(failure, token, now, settle)]
-        assert self.do("fail", token, failures, settle=settle) == wanted
+        assert self.do("fail", token, failures, settle=settle) == Ended(dead=tuple(wanted), lost=lost)
 
     @rule(choice=which)
     def release(self, choice: int) -> None:

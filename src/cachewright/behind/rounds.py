@@ -159,7 +159,7 @@ class Rounds:
         failures += [
             Failure(r.key, r.sequence, r.last_error or "", rt.now(), dead=True, unknown=True) for r in spent
         ]
-        dead = set(await self.buffer.fail(rt, token, failures, settle=settle)) if failures else set()
+        dead = set((await self.buffer.fail(rt, token, failures, settle=settle)).dead) if failures else set()
         with self._lock:
             self.saved += len(saved)
             self.failed += len(failures)

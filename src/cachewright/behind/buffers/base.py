@@ -14,6 +14,7 @@ One record per key. Its life::
   flusher save the newer state beside the first, and the older could land last.
 * A *suspect* key has had a save whose outcome nobody knows; that save may still land. Its next good save is therefore
   repeated after the settle time (it *settles*). Both marks stay with the key across appends.
+  It is suspect, too, where a save ended whose claim was taken over while somebody saves the key.
 * A record that is *held* has no state: somebody saves through a full buffer and keeps flushers off the key.
 
 Methods are ``async def`` and take the runtime that the face has chosen. Times are wall-clock seconds.
@@ -24,13 +25,15 @@ knows, and it is `BufferUnconfirmed`: appending the same again is safe, and a cl
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Literal
 
 from cachewright.runtime.base import Runtime
 
-__all__ = ["RETRY_NEWER", "STATES", "Ack", "Buffer", "BufferStats", "Failure", "NewRecord", "Record", "State"]
+__all__ = [
+    "RETRY_NEWER", "STATES", "Ack", "Buffer", "BufferStats", "Ended", "Failure", "NewRecord", "Record", "State",
+]  # fmt: skip
 
 State = Literal["value", "tombstone", "held"]
 STATES: tuple[State, ...] = ("value", "tombstone", "held")
@@ -116,6 +119,23 @@ class Failure:
     dead: bool = False
     unknown: bool = True
     counts: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """What became of records whose saves ended.
+
+    Attributes:
+        removed: how many records were removed.
+        dead: the keys whose records are dead letters now.
+        lost: the keys that were not the caller's any more, of failures only the unknown ones: somebody else may have
+            saved a newer state, and the caller's save landed over it, or may yet. True where the newest state is still
+            there and is saved after that.
+    """
+
+    removed: int = 0
+    dead: tuple[str, ...] = ()
+    lost: Mapping[str, bool] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -212,26 +232,20 @@ class Buffer(ABC):
         """Prolongs all claims of this token; how many there still were."""
 
     @abstractmethod
-    async def acknowledge(self, rt: Runtime, token: bytes, acks: Sequence[Ack], *, settle: float) -> int:
+    async def acknowledge(self, rt: Runtime, token: bytes, acks: Sequence[Ack], *, settle: float) -> Ended:
         """Removes what was saved, where token *and* sequence are both still the caller's.
 
         A suspect key settles instead: due once more after ``settle`` seconds (0: the saver refuses older sequences,
-        nothing needs to settle). With a newer state only the claim is released; without the claim nothing happens.
-
-        Returns:
-            How many records were removed.
+        nothing needs to settle). With a newer state only the claim is released. Without the claim nothing is removed;
+        whoever saves the key now may have done so before the caller's save landed, so that makes it suspect.
         """
 
     @abstractmethod
-    async def fail(
-        self, rt: Runtime, token: bytes, failures: Sequence[Failure], *, settle: float
-    ) -> list[str]:
+    async def fail(self, rt: Runtime, token: bytes, failures: Sequence[Failure], *, settle: float) -> Ended:
         """Releases the claim of what was not saved and has it wait, or makes it a dead letter.
 
-        A newer state that came meanwhile keeps its own count and is not made a dead letter.
-
-        Returns:
-            The keys whose records are dead letters now.
+        A newer state that came meanwhile keeps its own count and is not made a dead letter. Without the claim, a
+        failure that is unknown makes the key suspect.
         """
 
     @abstractmethod

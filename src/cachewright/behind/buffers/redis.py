@@ -22,6 +22,7 @@ from cachewright.behind.buffers.base import (
     Ack,
     Buffer,
     BufferStats,
+    Ended,
     Failure,
     NewRecord,
     Record,
@@ -34,6 +35,9 @@ from cachewright.errors import BufferError, BufferFull, BufferUnconfirmed, NotDi
 from cachewright.runtime.base import Runtime
 
 __all__ = ["RedisBuffer"]
+
+_DEAD, _LOST_GONE, _LOST_KEPT = 1, 2, 3  # as scripts say it of a key; see `redis_scripts`
+_LOST = (_LOST_GONE, _LOST_KEPT)
 
 
 class RedisBuffer(Buffer):
@@ -234,17 +238,17 @@ class RedisBuffer(Buffer):
         outcomes = await self._at.run(rt, scripts.RENEW, wanted, repeat=True)
         return sum(reply[2] for reply in self._all(outcomes))
 
-    async def acknowledge(self, rt: Runtime, token: bytes, acks: Sequence[Ack], *, settle: float) -> int:
+    async def acknowledge(self, rt: Runtime, token: bytes, acks: Sequence[Ack], *, settle: float) -> Ended:
         wanted: dict[int, list[Any]] = {}
         for ack in acks:
             arguments = wanted.setdefault(self._at.of(ack.key), [token.hex(), micros(settle)])
             arguments += (ack.key.encode(), ack.sequence, int(ack.unsure))
         outcomes = await self._at.run(rt, scripts.ACKNOWLEDGE, wanted, repeat=True)
-        return sum(reply[2] for reply in self._all(outcomes))
+        removed = sum(reply[2] for reply in self._all(outcomes))
+        words = self._words(outcomes, [ack.key for ack in acks], 3)
+        return Ended(removed, lost={key: word == _LOST_KEPT for key, word in words if word in _LOST})
 
-    async def fail(
-        self, rt: Runtime, token: bytes, failures: Sequence[Failure], *, settle: float
-    ) -> list[str]:
+    async def fail(self, rt: Runtime, token: bytes, failures: Sequence[Failure], *, settle: float) -> Ended:
         now = self._at.now(rt)
         wanted: dict[int, list[Any]] = {}
         for one in failures:
@@ -257,8 +261,14 @@ class RedisBuffer(Buffer):
             )  # fmt: skip
         outcomes = await self._at.run(rt, scripts.FAIL, wanted, repeat=True)
         self._all(outcomes)
-        replies = {number: iter(_reply(outcome)[2:]) for number, outcome in outcomes.items()}
-        return [one.key for one in failures if next(replies[self._at.of(one.key)])]
+        words = self._words(outcomes, [one.key for one in failures], 2)
+        lost = {key: word == _LOST_KEPT for key, word in words if word in _LOST}
+        return Ended(dead=tuple(key for key, word in words if word == _DEAD), lost=lost)
+
+    def _words(self, outcomes: dict[int, Outcome], keys: Sequence[str], at: int) -> list[tuple[str, int]]:
+        """What the replies say of each key, from that place on."""
+        replies = {number: iter(_reply(outcome)[at:]) for number, outcome in outcomes.items()}
+        return [(key, next(replies[self._at.of(key)])) for key in keys]
 
     async def release(self, rt: Runtime, token: bytes) -> None:
         wanted = dict.fromkeys(self._claims.where(token), (token.hex(),))

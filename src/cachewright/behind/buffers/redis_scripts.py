@@ -229,14 +229,30 @@ return {'ok', server}
 """
 )
 
-# Token, settle; then key, sequence and unsure of each.
-ACKNOWLEDGE = _script("""
+# A save ended whose claim was taken over. What the reply says of it: 2, or 3 where the newest state is still there, to be
+# saved after it; 0 where nobody knows, since this call was sent before and may have ended the claim itself.
+_LOST = """
 local token, settle = ARGV[5], tonumber(ARGV[6])
-local claimed, removed = holder_of(token), 0
+local function lost(key, r, unknown)
+  if again or r == false then return 0 end
+  if not r then return 2 end
+  if settle > 0 and (r[TOKEN] ~= '' or unknown) then -- what nobody is at yet is saved after this one, which has ended
+    r[SUSPECT] = 1
+    keep(key, r)
+  end
+  return (r[STATE] == HELD or r[GIVEN_UP] == 1) and 2 or 3
+end
+"""
+
+# Token, settle; then key, sequence and unsure of each. The reply: how many were removed, and what `lost` says of each.
+ACKNOWLEDGE = _script(
+    _LOST
+    + """
+local claimed, removed, reply = holder_of(token), 0, {'ok', server, 0}
 begin()
 for i = 7, #ARGV, 3 do
   local key, unsure = ARGV[i], ARGV[i + 2] == '1'
-  local r = load(key)
+  local r, word = load(key), 0
   if r == nil and again then removed = removed + 1 end
   if r and r[TOKEN] == token then
     local suspect = r[SUSPECT] == 1 or unsure
@@ -249,15 +265,23 @@ for i = 7, #ARGV, 3 do
       r, removed = nil, removed + 1
     end
     keep(key, r)
+  else
+    word = lost(key, r, unsure)
   end
+  reply[#reply + 1] = word
 end
 finish()
-return {'ok', server, removed}
-""")
+reply[3] = removed
+return reply
+"""
+)
 
 # Token, settle, RETRY_NEWER; then key, sequence, error, pause, dead, unknown and counts of each.
-FAIL = _script("""
-local token, settle, newer = ARGV[5], tonumber(ARGV[6]), tonumber(ARGV[7])
+# The reply: 1 for each that is a dead letter now, or what `lost` says of it.
+FAIL = _script(
+    _LOST
+    + """
+local newer = tonumber(ARGV[7])
 local reply = {'ok', server}
 begin()
 for i = 8, #ARGV, 7 do
@@ -280,12 +304,15 @@ for i = 8, #ARGV, 7 do
     keep(key, r)
   elseif again and same and r[GIVEN_UP] == 1 and ARGV[i + 4] == '1' then
     died = 1
+  elseif ARGV[i + 5] == '1' then
+    died = lost(key, r, true)
   end
   reply[#reply + 1] = died
 end
 finish()
 return reply
-""")
+"""
+)
 
 # Whether in a hurry. The reply: when, or false; and whether at once.
 NEXT_DUE = _script("""

@@ -11,7 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
-from cachewright.behind.buffers.base import Ack, Buffer, BufferStats, Failure, NewRecord, Record
+from cachewright.behind.buffers.base import Ack, Buffer, BufferStats, Ended, Failure, NewRecord, Record
 from cachewright.behind.buffers.holder import is_dead, this_process
 from cachewright.behind.buffers.sqlite_appends import Append, Appends
 from cachewright.behind.buffers.sqlite_schema import (
@@ -241,27 +241,27 @@ class SQLiteBuffer(Buffer):
 
         await self._file.write(rt, work)
 
-    async def acknowledge(self, rt: Runtime, token: bytes, acks: Sequence[Ack], *, settle: float) -> int:
-        def work(db: sqlite3.Connection) -> int:
+    async def acknowledge(self, rt: Runtime, token: bytes, acks: Sequence[Ack], *, settle: float) -> Ended:
+        def work(db: sqlite3.Connection) -> Ended:
             scope, now = self._scope(db), rt.now()
             ask = "SELECT key, sequence, suspect, state, size FROM record WHERE scope = ? AND token = ?"
             mine = {key: rest for key, *rest in db.execute(ask, (scope.id, token)).fetchall()}
-            gone = [ack for ack in acks if self._acknowledge(db, scope, mine.get(ack.key), ack, now, settle)]
+            lost = {a.key: self._lost(db, scope, a.key, a.unsure, settle) for a in acks if a.key not in mine}
+            held = [ack for ack in acks if ack.key in mine]
+            gone = [ack for ack in held if self._acknowledge(db, scope, mine[ack.key], ack, now, settle)]
             db.executemany(
                 "DELETE FROM record WHERE scope = ? AND key = ?", [(scope.id, ack.key) for ack in gone]
             )
             scope.keep(db)
-            return len(gone)
+            return Ended(len(gone), lost=lost)
 
         return await self._file.write(rt, work)
 
     @staticmethod
     def _acknowledge(
-        db: sqlite3.Connection, scope: Scope, found: list[Any] | None, ack: Ack, now: float, settle: float
+        db: sqlite3.Connection, scope: Scope, found: list[Any], ack: Ack, now: float, settle: float
     ) -> bool:
         """Whether the record may go."""
-        if found is None:
-            return False  # the claim was taken over: its new holder saves the key again
         sequence, suspect, state, size = found
         suspect = bool(suspect or ack.unsure)
         here = (scope.id, ack.key)
@@ -283,25 +283,43 @@ class SQLiteBuffer(Buffer):
             return True
         return False
 
-    async def fail(
-        self, rt: Runtime, token: bytes, failures: Sequence[Failure], *, settle: float
-    ) -> list[str]:
-        def work(db: sqlite3.Connection) -> list[str]:
+    @staticmethod
+    def _lost(db: sqlite3.Connection, scope: Scope, key: str, unknown: bool, settle: float) -> bool:
+        """A save ended whose claim was taken over; whether the newest state is still there, to be saved after it."""
+        here = (scope.id, key)
+        ask = "SELECT state, dead, token IS NOT NULL FROM record WHERE scope = ? AND key = ?"
+        state, dead, claimed = db.execute(ask, here).fetchone() or (HELD, True, False)
+        if settle > 0 and (
+            claimed or unknown
+        ):  # what nobody is at yet is saved after this one, which has ended
+            db.execute("UPDATE record SET suspect = 1 WHERE scope = ? AND key = ?", here)
+        return state != HELD and not dead
+
+    async def fail(self, rt: Runtime, token: bytes, failures: Sequence[Failure], *, settle: float) -> Ended:
+        def work(db: sqlite3.Connection) -> Ended:
             scope, now = self._scope(db), rt.now()
-            return [failure.key for failure in failures if self._fail(db, scope, token, failure, now, settle)]
+            dead, lost = [], {}
+            for one in failures:
+                died = self._fail(db, scope, token, one, now, settle)
+                if died:
+                    dead.append(one.key)
+                elif died is None and one.unknown:
+                    lost[one.key] = self._lost(db, scope, one.key, True, settle)
+            return Ended(dead=tuple(dead), lost=lost)
 
         return await self._file.write(rt, work)
 
     def _fail(
         self, db: sqlite3.Connection, scope: Scope, token: bytes, failure: Failure, now: float, settle: float
-    ) -> bool:
+    ) -> bool | None:
+        """Whether it is a dead letter now; None where the claim was taken over, and the key marked suspect by that."""
         here = "WHERE scope = ? AND key = ? AND token = ?"
         mine = (scope.id, failure.key, token)
         found = db.execute(
             f"SELECT sequence, state, suspect, settling, not_before FROM record {here}", mine
         ).fetchone()
         if found is None:
-            return False  # the claim was taken over, and the key marked suspect by that
+            return None
         sequence, state, suspect, settling, not_before = found
         suspect = bool(suspect or settling or (failure.unknown and settle > 0))
         held, same = state == HELD, sequence == failure.sequence
@@ -320,7 +338,7 @@ class SQLiteBuffer(Buffer):
             f"tries = CASE WHEN ? THEN tries + ? ELSE 0 END, dead = ?, not_before = ? {here}",
             (failure.error, suspect, same, failure.counts, dead, due, *mine),
         )
-        return dead
+        return bool(dead)
 
     # -- dead letters -------------------------------------------------------------------------------------------
 

@@ -17,7 +17,7 @@ from typing import Any, TypeVar, cast
 
 import msgspec
 
-from cachewright.behind.buffers.base import Ack, Buffer, BufferStats, Failure, NewRecord, Record
+from cachewright.behind.buffers.base import Ack, Buffer, BufferStats, Ended, Failure, NewRecord, Record
 from cachewright.behind.buffers.sqlite import SQLiteBuffer
 from cachewright.errors import BufferUnavailable
 from cachewright.runtime.base import Runtime, drive
@@ -155,13 +155,11 @@ class SimBuffer(Buffer):
     async def renew(self, rt: Runtime, token: bytes, life: float) -> int:
         return await self._do("renew claims", lambda: self._real.renew(self._inline, token, life))
 
-    async def acknowledge(self, rt: Runtime, token: bytes, acks: Sequence[Ack], *, settle: float) -> int:
+    async def acknowledge(self, rt: Runtime, token: bytes, acks: Sequence[Ack], *, settle: float) -> Ended:
         text = f"acknowledge {' '.join(ack.key for ack in acks)}"
         return await self._do(text, lambda: self._real.acknowledge(self._inline, token, acks, settle=settle))
 
-    async def fail(
-        self, rt: Runtime, token: bytes, failures: Sequence[Failure], *, settle: float
-    ) -> list[str]:
+    async def fail(self, rt: Runtime, token: bytes, failures: Sequence[Failure], *, settle: float) -> Ended:
         text = f"note failure of {' '.join(one.key for one in failures)}"
         return await self._do(text, lambda: self._real.fail(self._inline, token, failures, settle=settle))
 
