@@ -126,7 +126,10 @@ class Election:
                     break
                 swapped = await authority.swap_one(rt, self._key, slot, verdict.slot)
                 if swapped.done:
-                    held = Held(self._state, authority, self._key, verdict.token, verdict.slot)
+                    # A record of the run that lands late must find it.
+                    held = Held(
+                        self._state, authority, self._key, verdict.token, verdict.slot, only_dies=True
+                    )
                     return Turn(due, held, record.failures if record is not None else 0)
                 slot = swapped.current
             # Rarely: all processes but one do this for as long as a run lasts.

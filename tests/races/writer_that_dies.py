@@ -10,9 +10,9 @@ import time
 from pathlib import Path
 
 from cachewright import Cache
-from cachewright.core import write
+from cachewright.core import intents
 
-write.INTENT_SECONDS = 1.0
+intents.INTENT_SECONDS = 1.0
 
 
 def main() -> None:

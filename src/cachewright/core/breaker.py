@@ -11,7 +11,7 @@ from __future__ import annotations
 import itertools
 import logging
 import threading
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
 from typing import TypeVar
 
 from cachewright.core.slot import Slot
@@ -29,6 +29,8 @@ log = logging.getLogger("cachewright")
 THRESHOLD = 5
 PROBE_SECONDS = 0.5
 MAX_MISSED = 10_000
+Missed = tuple[Collection[str], Collection[str]]  # keys and tags
+NOTHING: Missed = ((), ())
 NAMESPACE_TAG = "\0all"  # users' tags never begin with NUL
 
 
@@ -70,11 +72,26 @@ class Level:
         self, rt: Runtime, keys: Sequence[str], tags: Sequence[str] = ()
     ) -> tuple[dict[str, Slot], dict[str, Generation]]:
         """`Tier.read`; what the tier has yet to hear of counts as absent."""
-        slots, generations = await self._guard(rt, "read", (), lambda: self.tier.read(rt, keys, tags))
-        if self._missed_keys or self._missed_tags:
-            slots = {key: slot for key, slot in slots.items() if key not in self._missed_keys}
-            generations = {tag: g for tag, g in generations.items() if tag not in self._missed_tags}
+        missed = NOTHING
+
+        async def read() -> tuple[dict[str, Slot], dict[str, Generation]]:
+            # Before it is asked, and after: it may hear of a change while its old answer is on the way.
+            nonlocal missed
+            missed = self._missed_of(keys, tags)
+            return await self.tier.read(rt, keys, tags)
+
+        slots, generations = await self._guard(rt, "read", (), read)
+        for missed_keys, missed_tags in (missed, self._missed_of(keys, tags)):
+            if missed_keys or missed_tags:
+                slots = {key: slot for key, slot in slots.items() if key not in missed_keys}
+                generations = {tag: g for tag, g in generations.items() if tag not in missed_tags}
         return slots, generations
+
+    def _missed_of(self, keys: Sequence[str], tags: Sequence[str]) -> Missed:
+        missed_keys, missed_tags = self._missed_keys, self._missed_tags
+        if not (missed_keys or missed_tags):
+            return NOTHING
+        return {key for key in keys if key in missed_keys}, {tag for tag in tags if tag in missed_tags}
 
     async def swap(self, rt: Runtime, swaps: Sequence[Swap]) -> list[Swapped]:
         """`Tier.swap`."""
@@ -138,11 +155,9 @@ class Level:
     def _note(self, rt: Runtime, missed: dict[str, int], names: Iterable[str]) -> None:
         with self._lock:
             missed.update((name, next(self._numbers)) for name in names)
-            too_many = len(missed) > MAX_MISSED
-            if too_many:
+            if len(missed) > MAX_MISSED:
                 missed.clear()
-        if too_many:
-            self._note_all(rt)
+                self._missed_all = next(self._numbers)
         self._keep_trying(rt)
 
     def _note_all(self, rt: Runtime) -> None:
@@ -204,6 +219,9 @@ class Level:
 
     async def _catch_up(self, rt: Runtime, keys: Sequence[str]) -> None:
         """Replays first. Where that fails, a tier of many nodes still serves what it has not missed."""
+        if self._missed_all and self.tier.scannable:
+            self._keep_trying(rt)  # to clear a namespace may take seconds: no caller's time
+            raise TierUnavailable(self.tier.name, "its namespace is being cleared after an outage")
         sharded = self.tier.sharded and not self._missed_all
         if not sharded or rt.monotonic() >= self._next_replay:
             self._next_replay = rt.monotonic() + PROBE_SECONDS

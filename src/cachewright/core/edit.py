@@ -9,10 +9,11 @@ from typing import Any
 import msgspec
 
 from cachewright.codecs.base import make_context
-from cachewright.core.lease import MAX_REFUSED
+from cachewright.core import slot as slots
+from cachewright.core.lease import MAX_REFUSED, Held
 from cachewright.core.read import fresh_entries
 from cachewright.core.run_record import RefreshView, record_key, view_of
-from cachewright.core.slot import NEVER, Slot, StoredEntry
+from cachewright.core.slot import NEVER, Slot, StoredEntry, Take
 from cachewright.core.state import State, now_ms
 from cachewright.core.write import drop_lowers
 from cachewright.errors import (
@@ -43,7 +44,10 @@ async def _change(state: State, rt: Runtime, key: str, change: Change) -> bool:
         if failed is not None and state.strict:
             raise failed
         try:
-            done = (await state.chain.authority.swap_one(rt, key, slot, new)).done
+            if slot is None and new.entry is not None and not state.chain.in_memory:
+                done = await _put(state, rt, key, new.entry)
+            else:
+                done = (await state.chain.authority.swap_one(rt, key, slot, new)).done
         except TierUnavailable:
             state.chain.authority.missed(rt, (key,))  # it may have landed, and what stood may still stand
             state.kill_local((key,))
@@ -53,6 +57,29 @@ async def _change(state: State, rt: Runtime, key: str, change: Change) -> bool:
             return True
     name = state.chain.authority.tier.name
     raise TierProtocolError(name, f"refused {MAX_REFUSED:,} swaps of {key!r} in a row")
+
+
+async def _put(state: State, rt: Runtime, key: str, entry: StoredEntry) -> bool:
+    """An entry where nothing stands, under a lease placed before it.
+
+    Nothing comes back: a swap of nothing for the entry that lands late, after the key was set and deleted again, would
+    find what it expects. Only a lease may, which harms nobody.
+    """
+    now, life = now_ms(rt), int(state.options.lease * 1000)
+    taken = slots.begin_load(None, now=now, lease_life=life, nonce=rt.new_id(), token=rt.new_id())
+    assert isinstance(taken, Take)
+    authority = state.chain.authority
+    held = Held(state, authority, key, taken.token, taken.slot)
+    try:
+        if not (await authority.swap_one(rt, key, None, taken.slot)).done:
+            return False
+        return (await authority.swap_one(rt, key, taken.slot, Slot(rt.new_id(), entry=entry))).done
+    except BaseException as error:
+        if isinstance(error, TierUnavailable):
+            held.orphan(rt)
+        elif not isinstance(error, GeneratorExit):  # (collected with its loop: nothing can be awaited)
+            await held.abandon(rt)
+        raise
 
 
 async def add(state: State, rt: Runtime, key: str, value: Any, options: Options, tags: Sequence[str]) -> bool:

@@ -41,9 +41,18 @@ class Held:
     """A lease of ours in one tier, for ``flight``. Made *before* the swap that places it: see `Watch`."""
 
     def __init__(
-        self, state: State, level: Level, key: str, token: bytes, slot: Slot, flight: Flight | None = None
+        self,
+        state: State,
+        level: Level,
+        key: str,
+        token: bytes,
+        slot: Slot,
+        flight: Flight | None = None,
+        *,
+        only_dies: bool = False,
     ) -> None:
         self.flight = flight
+        self.only_dies = only_dies  # never given back as an orphan
         self.state, self.level, self.key, self.token = state, level, key, token
         self.slot: Slot | None = slot  # what we believe stands there
         self.lost = False
@@ -61,13 +70,13 @@ class Held:
         """Nothing is sent under it any more, and it may stand: what placed it or was to end it was never answered."""
         slot, self.slot = self.slot, None
         self.let_go()
-        # Those of loads only: an election's may only die, for a record of the run that lands late must find it.
-        if self.flight is None or slot is None or not slots.holds(slot, self.token) or self.is_over():
+        if self.only_dies or slot is None or not slots.holds(slot, self.token) or self.is_over():
             return
         assert slot.lease is not None
         left = (slot.lease.life + TAKEOVER_MARGIN_MS) / 1000
         # Without the flight, and what hangs on it: that has ended.
         again = Held(self.state, self.level, self.key, self.token, slot)
+        again._closings = self._closings
         self.state.orphans.add(rt, self.token, left, again.is_given_back)
 
     async def is_given_back(self, rt: Runtime) -> bool:

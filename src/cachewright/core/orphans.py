@@ -1,7 +1,8 @@
-"""Leases that may stand although nobody holds them: what placed them, or was to end them, was sent and never answered.
+"""Leases and intents that may stand although nobody holds them: what placed them, or was to end them, was sent and never
+answered.
 
-Everybody else would wait for their whole life. So callers of this process take such a lease over where they meet it,
-and it is given back as soon as its tier answers again, for the others' sake.
+Everybody would wait for a lease, or store nothing under an intent, for their whole life. So callers of this process take
+such a lease over where they meet it, and all are given back as soon as their tier answers again.
 """
 
 from __future__ import annotations
@@ -28,21 +29,22 @@ class Orphans:
         self._to_give: dict[bytes, GiveBack] = {}
         self._job: Job | None = None
 
-    def __contains__(self, token: bytes) -> bool:
+    def __contains__(self, token: object) -> bool:
         return token in self._until
 
     def add(self, rt: Runtime, token: bytes, life: float, give_back: GiveBack) -> None:
-        """A lease whose holder sends nothing under it any more.
+        """One whose holder sends nothing under it any more.
 
         Args:
             rt: where it is given back.
-            token: the lease's.
+            token: the lease's, or the intent's id.
             life: seconds for which it may stand from now on.
             give_back: takes it away where it still stands; False: the tier did not answer.
         """
         with self._lock:
             now = rt.monotonic()
-            self._until = {one: until for one, until in self._until.items() if until > now}
+            if not self._to_give or len(self._until) >= MOST:
+                self._until = {one: until for one, until in self._until.items() if until > now}
             if len(self._until) >= MOST:
                 return
             self._until[token] = now + life
@@ -53,11 +55,10 @@ class Orphans:
                 )
 
     async def _give_back(self, rt: Runtime) -> float | None:
+        # All, for some may be a node's that answers; where none does, a breaker soon makes that quick.
         for token, give_back in list(self._to_give.items()):
             if rt.monotonic() >= self._until.get(token, 0) or await give_back(rt):
                 self._to_give.pop(token, None)
-            else:
-                break  # the tier is still away; the next beat tries again
         with self._lock:
             if not self._to_give:
                 self._job = None

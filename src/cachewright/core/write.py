@@ -19,19 +19,18 @@ import msgspec
 
 from cachewright.core import slot as slots
 from cachewright.core.breaker import NAMESPACE_TAG
+from cachewright.core.intents import SETTLE_SECONDS, Write, Writing, forbid_storing, place, refuses, take_out
 from cachewright.core.lease import MAX_REFUSED
-from cachewright.core.slot import NEVER, Intent, Slot, StoredEntry
+from cachewright.core.slot import NEVER, Slot, StoredEntry
 from cachewright.core.state import State, now_ms
-from cachewright.errors import NotSaved, TierError, TierProtocolError, TierUnavailable
+from cachewright.errors import NotSaved, TierError, TierUnavailable
 from cachewright.options import MISSING, Options
-from cachewright.runtime.base import Runtime, next_renewal
+from cachewright.runtime.base import Runtime
 from cachewright.tiers.base import Swap
 
 __all__ = ["clear", "drop", "drop_lowers", "invalidate_tags", "store", "write"]
 
 T = TypeVar("T")
-INTENT_SECONDS = 30.0
-SETTLE_SECONDS = 5.0
 
 
 async def drop(state: State, rt: Runtime, keys: Sequence[str]) -> list[bool]:
@@ -133,26 +132,6 @@ async def clear(state: State, rt: Runtime) -> None:
 # --------------------------------------------------------------------------------- writes around a save
 
 
-class _Write:
-    """One key's intent, from before the save to after it."""
-
-    __slots__ = ("confirmed", "id", "key", "marks", "slot")
-
-    def __init__(self, key: str, intent_id: bytes) -> None:
-        self.key, self.id = key, intent_id
-        self.slot: Slot | None = None  # what we believe stands
-        self.confirmed = False
-
-
-class _Writing:
-    """The intents of one write, and whether they are over: a late beat must not assert them again."""
-
-    __slots__ = ("keys", "over")
-
-    def __init__(self, keys: list[_Write]) -> None:
-        self.keys, self.over = keys, False
-
-
 async def write(
     state: State,
     rt: Runtime,
@@ -182,7 +161,7 @@ async def write(
     certain: tuple[type[BaseException], ...] = (NotSaved, *not_saved)
     keys = list(values)
     marks, writing = await _begin(state, rt, keys, state.tags_of(tags))
-    beat = rt.every(INTENT_SECONDS / 3, lambda: _beat(state, rt, writing), f"intent of {keys[0]}")
+    beat = writing.start_heartbeat(state, rt)
     try:
         result = await save()
     except certain:
@@ -193,7 +172,7 @@ async def write(
         # Unknown: the save may have landed, or may yet. The intents stay that long and end by themselves.
         beat.cancel()
         writing.over = True
-        await _renew(state, rt, writing.keys, settle)
+        await forbid_storing(state, rt, writing.keys, settle)
         state.kill_local(keys)
         raise
     beat.cancel()
@@ -233,10 +212,10 @@ def aged(entry: StoredEntry, now: int) -> StoredEntry:
 
 async def _begin(
     state: State, rt: Runtime, keys: list[str], tags: Sequence[str]
-) -> tuple[dict[str, bytes] | None, _Writing]:
+) -> tuple[dict[str, bytes] | None, Writing]:
     """Intents in the authority, entries gone everywhere. Unconfirmed: strict refuses the write before the save;
     otherwise it goes on, and the tier is told to drop these keys before it is asked anything else."""
-    writes = [_Write(key, rt.new_id()) for key in keys]
+    writes = [Write(key, rt.new_id()) for key in keys]
     marks: dict[str, bytes] | None = None
     failed: TierUnavailable | None = None
     try:
@@ -244,14 +223,17 @@ async def _begin(
         marks = await state.capture(rt, tags, known)
         for one in writes:
             one.slot = standing.get(one.key)
-        await _place(state, rt, writes)
-    except TierUnavailable as error:
-        if state.strict:
+        await place(state, rt, writes)
+    except GeneratorExit:
+        raise
+    except BaseException as error:
+        if state.strict or not isinstance(error, TierUnavailable):
+            take_out(state, rt, writes)
             raise
         failed = error
     if failed is not None:
         state.chain.authority.missed(rt, keys)
-    writing = _Writing(writes)
+    writing = Writing(writes)
     try:
         below = await drop_lowers(state, rt, keys)
         state.kill_local(keys)
@@ -259,71 +241,14 @@ async def _begin(
             raise below
     except BaseException:
         # Cancelled, or refused: nothing was saved, and an intent that is left would forbid storing for its whole life.
-        placed = _Writing([one for one in writes if one.confirmed])
-        await _finish(state, rt, placed, {}, failed=True)
+        await _finish(state, rt, Writing([one for one in writes if one.confirmed]), {}, failed=True)
+        take_out(state, rt, writes)
         raise
     return marks, writing
 
 
-async def _place(state: State, rt: Runtime, writes: list[_Write]) -> None:
-    todo = writes
-    for _ in range(MAX_REFUSED):
-        swaps = []
-        for one in todo:
-            one.id = rt.new_id()  # fresh in every send: an id whose fate is unknown is never used again
-            now = now_ms(rt)
-            intent = Intent(one.id, now + int(INTENT_SECONDS * 1000))
-            swaps.append(
-                Swap(one.key, one.slot, slots.begin_write(one.slot, intent, now=now, nonce=rt.new_id()))
-            )
-        results = await state.chain.authority.swap(rt, swaps)
-        refused = []
-        for one, swap, swapped in zip(todo, swaps, results, strict=True):
-            one.confirmed = swapped.done
-            one.slot = swap.new if swapped.done else swapped.current
-            if not swapped.done:
-                refused.append(one)
-        todo = refused
-        if not todo:
-            return
-    raise _refuses(state)
-
-
-def _refuses(state: State) -> TierProtocolError:
-    name = state.chain.authority.tier.name
-    return TierProtocolError(name, f"refused {MAX_REFUSED:,} swaps of a write in a row")
-
-
-async def _beat(state: State, rt: Runtime, writing: _Writing) -> float | None:
-    began = rt.monotonic()
-    answered = await _renew(state, rt, writing.keys, INTENT_SECONDS, lambda: writing.over)
-    return None if writing.over else next_renewal(rt, began, INTENT_SECONDS / 3, answered)
-
-
-async def _renew(
-    state: State, rt: Runtime, writes: list[_Write], seconds: float, over: Callable[[], bool] = lambda: False
-) -> bool:
-    """Intents stand for so much longer; one that is gone (evicted) is asserted again. False: the tier did not answer."""
-    for one in writes:
-        for _ in range(5):
-            if over():
-                return True
-            now = now_ms(rt)
-            intent = Intent(one.id, now + int(seconds * 1000))
-            new = slots.renew_intent(one.slot, intent, now=now, nonce=rt.new_id())
-            try:
-                swapped = await state.chain.authority.swap_one(rt, one.key, one.slot, new)
-            except TierError:
-                state.chain.authority.missed(rt, [one.key])
-                return False
-            one.slot = new if swapped.done else swapped.current
-            if swapped.done:
-                break
-    return True
-
-
 async def _finish(
-    state: State, rt: Runtime, writing: _Writing, entries: Mapping[str, StoredEntry], *, failed: bool
+    state: State, rt: Runtime, writing: Writing, entries: Mapping[str, StoredEntry], *, failed: bool
 ) -> None:
     """Commits, or after a save that changed nothing takes the intents out; memory dies either way."""
     writing.over = True
@@ -333,34 +258,42 @@ async def _finish(
     unguarded = [one.key for one in writing.keys if not (one.confirmed or failed)]
     if unguarded:
         state.chain.authority.missed(rt, unguarded)
-    below = None if failed else await drop_lowers(state, rt, keys)
-    error: TierError | None = below
+    error: TierError | None = None
     todo = writing.keys
     try:
+        error = None if failed else await drop_lowers(state, rt, keys)
         for _ in range(MAX_REFUSED):
             todo = await _finish_round(state, rt, todo, entries, failed)
             if not todo:
                 break
         else:
-            raise _refuses(state)
+            raise refuses(state)
         if unguarded:
             await state.chain.authority.drop(rt, unguarded)
-    except TierError as caught:
-        # The intents end by themselves; until then nothing is stored under them.
+    except GeneratorExit:  # collected with its loop: nothing can be started any more
+        raise
+    except BaseException as caught:
+        for one in todo:
+            one.sent = True  # until they are taken out, nothing is stored under them
+        if not isinstance(caught, TierError):
+            take_out(state, rt, writing.keys)
+            raise
         state.chain.authority.missed(rt, [one.key for one in todo])
         error = error or caught
+    take_out(state, rt, writing.keys)
     state.kill_local(keys)
     if error is not None and state.strict:
         raise error
 
 
 async def _finish_round(
-    state: State, rt: Runtime, todo: list[_Write], entries: Mapping[str, StoredEntry], failed: bool
-) -> list[_Write]:
+    state: State, rt: Runtime, todo: list[Write], entries: Mapping[str, StoredEntry], failed: bool
+) -> list[Write]:
     swaps, pending = [], []
     for one in todo:
         now, nonce = now_ms(rt), rt.new_id()
-        if failed:
+        # Placed after others' writes, for all we know, an unconfirmed one allows nothing to be stored.
+        if failed or not one.confirmed:
             change, new = slots.fail_write(one.slot, one.id, now=now, nonce=nonce)
         else:
             change, new = slots.commit_write(one.slot, one.id, entries.get(one.key), now=now, nonce=nonce)

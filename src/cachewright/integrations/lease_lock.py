@@ -112,10 +112,15 @@ class LeaseLock:
                     takeover=slot is not None and watch.is_dead(rt, slot),
                 )
                 if isinstance(verdict, Take):
-                    swapped = await authority.swap_one(rt, self._key, slot, verdict.slot)
+                    held = Held(self._state, authority, self._key, verdict.token, verdict.slot)
+                    try:
+                        swapped = await authority.swap_one(rt, self._key, slot, verdict.slot)
+                    except TierUnavailable:
+                        held.orphan(rt)
+                        raise
                     if swapped.done:
-                        self._held = Held(self._state, authority, self._key, verdict.token, verdict.slot)
-                        self._held.start_heartbeat(rt)
+                        self._held = held
+                        held.start_heartbeat(rt)
                         return True
                     refused += 1  # somebody else's change came first
                     if wait or refused < 5:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from tests.sim.mutations.mutant import Mutant
 
-_WRITE, _AIMED = "cachewright.core.write", ("aimed",)
+_WRITE, _INTENTS, _AIMED = "cachewright.core.write", "cachewright.core.intents", ("aimed",)
 
 FORGOTTEN = (
     Mutant(
@@ -37,9 +37,9 @@ FORGOTTEN = (
     ),
     Mutant(
         "an_intent_that_could_not_be_renewed_is_forgotten",
-        _WRITE,
-        "                state.chain.authority.missed(rt, [one.key])\n                return",
-        "                return",
+        _INTENTS,
+        "                state.chain.authority.missed(rt, [one.key])\n                return False",
+        "                return True",
         _AIMED,
     ),
     Mutant(

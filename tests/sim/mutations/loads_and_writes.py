@@ -232,13 +232,13 @@ LOADS_AND_WRITES = (
     Mutant(
         "a_write_puts_no_intent_in",
         _WRITE,
-        "        await _place(state, rt, writes)\n",
+        "        await place(state, rt, writes)\n",
         "        await state.chain.authority.drop(rt, keys)\n",
         _WRITES,
     ),
     Mutant(
         "intents_end_before_the_save_can_land",
-        _WRITE,
+        "cachewright.core.intents",
         "INTENT_SECONDS = 30.0\nSETTLE_SECONDS = 5.0",
         "INTENT_SECONDS = 0.1\nSETTLE_SECONDS = 0.1",
         _WRITES,

@@ -59,8 +59,8 @@ SCHEDULES = (
     Mutant(
         "a_refused_swap_counts_as_ones_turn",
         _ELECTION,
-        "                if swapped.done:\n                    held =",
-        "                if swapped.done or swapped.current is not None:\n                    held =",
+        "                if swapped.done:\n                    # A record",
+        "                if swapped.done or swapped.current is not None:\n                    # A record",
         _SCHEDULES,
     ),
     Mutant(
