@@ -15,6 +15,7 @@ from cachewright.keys import shorten
 __all__ = [
     "BackgroundFailed",
     "BreakerChanged",
+    "ClaimLost",
     "DeadLetter",
     "DecodeFailed",
     "Event",
@@ -172,6 +173,29 @@ class DeadLetter(Event, frozen=True):
         )
 
 
+class ClaimLost(Event, frozen=True):
+    """A flusher's save ended and its claim was gone: another one may have saved a newer state before this save landed.
+
+    ``again``: the newest state is still in the buffer and is saved once more, after this save.
+    """
+
+    repository: str
+    key: str
+    again: bool
+
+    def __str__(self) -> str:
+        then = (
+            "its newest state is saved once more"
+            if self.again
+            else "a newer state that was saved meanwhile may be overwritten: look at the origin"
+        )
+        return (
+            f"{self.repository}: the save of {_key(self.key)} took longer than its claim lived (its process stood still, or "
+            f"the buffer was away); {then}. A saver that refuses older sequences (ordered_saver=True) rules this out, a "
+            f"longer claim makes it rarer"
+        )
+
+
 class BackgroundFailed(Event, frozen=True):
     """Background work of ours raised; ``where`` names it."""
 
@@ -183,7 +207,7 @@ class BackgroundFailed(Event, frozen=True):
 
 
 Subscriber = Callable[[Event], None]
-_WARN = (TierFailed, BreakerChanged, RefreshFailed, SaveFailed, DecodeFailed)
+_WARN = (TierFailed, BreakerChanged, RefreshFailed, SaveFailed, ClaimLost, DecodeFailed)
 _ERROR = (DeadLetter, BackgroundFailed)
 
 

@@ -21,7 +21,13 @@ from cachewright.behind.intake import Intake
 from cachewright.behind.rounds import AfterSave, Rounds
 from cachewright.behind.saving import Savers
 from cachewright.behind.types import BehindOptions
-from cachewright.errors import BufferUnavailable, ConfigurationError, FlushTimeout, WouldDeadlockError
+from cachewright.errors import (
+    BufferError,
+    BufferUnavailable,
+    ConfigurationError,
+    FlushTimeout,
+    WouldDeadlockError,
+)
 from cachewright.events import Hub
 from cachewright.options import seconds
 from cachewright.runtime.base import Runtime, Waiter, drive
@@ -111,7 +117,7 @@ class Flusher:
         self._watchers: set[Waiter] = set()
         self._flushing = 0
         self._background.forget()
-        self._rounds.renew_lock()
+        self._rounds.endings.forget()
 
     def _own_process(self) -> None:
         if self._pid != os.getpid():
@@ -234,6 +240,9 @@ class Flusher:
                     break
                 if self.where == "none" and await self.step(rt, hurry=True):
                     continue
+                if self.where in ("worker", "celery"):  # rounds do, but those are other processes'
+                    with suppress(BufferError):
+                        await self._rounds.endings.catch_up(rt)
                 self.start(rt)  # it may have been cancelled, or stand still with its loop
                 if self._saves_here and not self.is_running():
                     self.check_face(rt)
@@ -335,7 +344,8 @@ class Flusher:
         """Depth, age and counters."""
         found = await self.buffer.stats(rt) if self.buffer.exists else BufferStats()
         lag = 0.0 if found.oldest is None else max(0.0, rt.now() - found.oldest)
-        return FlusherStats(found, lag, self._rounds.saved, self._rounds.failed, self._rounds.dead)
+        ended = self._rounds.endings
+        return FlusherStats(found, lag, ended.saved, ended.failed, ended.dead)
 
     async def _watch(self, rt: Runtime, timeout: float) -> None:
         waiter = rt.waiter()

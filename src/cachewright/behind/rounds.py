@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Awaitable, Callable, Iterable, Sequence
+from contextlib import suppress
 
 from cachewright.behind.backoff import Backoff
 from cachewright.behind.buffers.base import Ack, Buffer, Failure, Record
+from cachewright.behind.endings import Ending, Endings
 from cachewright.behind.saving import Outcome, Savers
 from cachewright.behind.types import BehindOptions
-from cachewright.events import BackgroundFailed, DeadLetter, Hub, SaveFailed
+from cachewright.errors import BufferError
+from cachewright.events import BackgroundFailed, Hub
 from cachewright.runtime.base import Job, Runtime, next_renewal
-from cachewright.runtime.interrupts import is_exit
 
 __all__ = ["AfterSave", "Rounds"]
 
@@ -34,15 +35,11 @@ class Rounds:
         self.buffer, self.savers, self.repository = buffer, savers, repository
         self.options, self.events, self._after_save = options, events, after_save
         self._backoff = Backoff(options.backoff, options.backoff_max)
-        self.saved = self.failed = self.dead = 0
-        self.renew_lock()
-
-    def renew_lock(self) -> None:
-        """In a forked child: another thread of the parent may have held the old one."""
-        self._lock = threading.Lock()
+        self.endings = Endings(buffer, repository, options, events)
 
     async def run(self, rt: Runtime, keys: Sequence[str] | None, hurry: bool) -> int:
-        """One batch; how many records it dealt with."""
+        """One batch, and what could not be ended of earlier ones; how many records that were."""
+        done = await self.endings.catch_up(rt)
         token = rt.new_id()
         options = self.options
         try:
@@ -50,23 +47,35 @@ class Rounds:
                 rt, options.batch_size, token, options.claim, keys=keys, hurry=hurry
             )
         except BaseException as error:
-            await self._give_back(rt, token, [], error)
+            await self._give_back(rt, Ending(token, release=True), error)
             raise
         if not records:
-            return 0
+            return done
         heart = self._keep_claim(rt, token)
+        ending = None
         try:
             outcomes, spent = await self._save(rt, records)
-            await self._conclude(rt, token, outcomes, spent)
+            ending = self._ending(rt, token, outcomes, spent)
+            await self.endings.end(rt, ending)
         except BaseException as error:
-            await self._give_back(rt, token, records, error)
+            await self._give_back(rt, ending or self._ended_by(rt, token, records, error), error)
             raise
         finally:
             heart.cancel()
         await _ended(rt, heart)
-        return len(records)
+        return done + len(records)
 
-    async def _give_back(
+    async def _give_back(self, rt: Runtime, ending: Ending, error: BaseException) -> None:
+        """Who is ended in a round gives its claims back, so that who comes next need not wait for their end."""
+        if isinstance(error, GeneratorExit):
+            self.endings.leave(ending)  # nothing may be awaited any more
+        elif not isinstance(error, Exception):
+            try:  # else the buffer failed, and may still: then it is left already
+                await self.endings.end(rt, ending)
+            except Exception as failed:
+                self.events.emit(BackgroundFailed(f"giving back a claim of {self.repository}", failed))
+
+    def _ended_by(
         self,
         rt: Runtime,
         token: bytes,
@@ -74,10 +83,7 @@ class Rounds:
         error: BaseException,
         *,
         held: bool = False,
-    ) -> None:
-        """Who is ended in a round gives its claims back, so that who comes next need not wait for their end."""
-        if isinstance(error, Exception | GeneratorExit):
-            return  # the buffer failed, and may still; or nothing may be awaited any more
+    ) -> Ending:
         said = f"its flusher was ended by {type(error).__name__} while saving it"
         # Who exits may do so because of this very record, and after its next start again; who is cancelled does not.
         # What is held counts, too: a hurried round would take what it has not tried yet before its time to settle is over.
@@ -92,13 +98,7 @@ class Rounds:
             )
             for r in records
         ]
-        try:
-            if failures:
-                await self.buffer.fail(rt, token, failures, settle=self._settle(records, held=held))
-            else:
-                await self.buffer.release(rt, token)
-        except Exception as failed:
-            self.events.emit(BackgroundFailed(f"giving back a claim of {self.repository}", failed))
+        return Ending(token, failures=failures, settle=self._settle(records, held=held))
 
     def _settle(self, records: Iterable[Record], *, held: bool = False) -> float:
         held = held or any(record.state == "held" for record in records)
@@ -135,7 +135,7 @@ class Rounds:
         last = outcome.record.tries + 1 >= self.options.max_attempts
         return outcome.error is not None and not outcome.undropped and last
 
-    async def _conclude(
+    def _ending(
         self,
         rt: Runtime,
         token: bytes,
@@ -143,41 +143,25 @@ class Rounds:
         spent: Sequence[Record],
         *,
         patient: bool = True,
-    ) -> None:
+    ) -> Ending:
         # What is saved through a full buffer settles whoever orders the saves: no state of it is kept that would be
         # saved again, so the slot is dropped once more when the save must have landed.
         settle = self._settle((o.record for o in outcomes), held=not patient)
         saved = [o for o in outcomes if o.error is None]
+        ending = Ending(token, settle=settle, outcomes=outcomes, spent=spent, loud=patient)
         for over in (True, False):
             acks = [
                 Ack(o.record.key, o.record.sequence, o.unknown) for o in saved if _settled(o.record) == over
             ]
             if acks:
-                await self.buffer.acknowledge(rt, token, acks, settle=0.0 if over else settle)
+                ending.acks.append((acks, 0.0 if over else settle))
         failed = {o.record.key: o for o in outcomes if o.error is not None}
         failures = [self._failure(rt, outcome) for outcome in failed.values()]
         failures += [
             Failure(r.key, r.sequence, r.last_error or "", rt.now(), dead=True, unknown=True) for r in spent
         ]
-        dead = set((await self.buffer.fail(rt, token, failures, settle=settle)).dead) if failures else set()
-        with self._lock:
-            self.saved += len(saved)
-            self.failed += len(failures)
-            self.dead += len(dead)
-        if not patient:
-            return
-        for one in failed.values():
-            if one.error is not None and is_exit(one.error):
-                self.events.emit(BackgroundFailed(f"a saver of {self.repository}", one.error))
-        tries = {record.key: record.tries for record in spent}
-        for failure in failures:
-            outcome = failed.get(failure.key)
-            attempt = outcome.record.tries + 1 if outcome else tries[failure.key]
-            if failure.key in dead:
-                self.events.emit(DeadLetter(self.repository, failure.key, failure.error, attempt))
-            elif outcome is not None and outcome.error is not None:
-                pause = max(0.0, failure.not_before - rt.now())
-                self.events.emit(SaveFailed(self.repository, failure.key, outcome.error, attempt, pause))
+        ending.failures = failures
+        return ending
 
     def _failure(self, rt: Runtime, outcome: Outcome) -> Failure:
         record, error = outcome.record, outcome.error
@@ -210,13 +194,17 @@ class Rounds:
     async def through(self, rt: Runtime, record: Record, token: bytes) -> None:
         """Saves a held record on its caller's time; the saver's error is the caller's."""
         heart = self._keep_claim(rt, token)
+        ending = None
         try:
+            with suppress(BufferError):
+                await self.endings.catch_up(rt)  # else only rounds do, and those may be other processes'
             (outcome,) = await self.savers.save(rt, [record])
             if outcome.error is None:
                 await self._after_save(rt, [record.key])
-            await self._conclude(rt, token, [outcome], [], patient=False)
+            ending = self._ending(rt, token, [outcome], [], patient=False)
+            await self.endings.end(rt, ending)
         except BaseException as error:
-            await self._give_back(rt, token, [record], error, held=True)
+            await self._give_back(rt, ending or self._ended_by(rt, token, [record], error, held=True), error)
             raise
         finally:
             heart.cancel()

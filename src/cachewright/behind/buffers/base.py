@@ -161,6 +161,8 @@ class Buffer(ABC):
     """One repository's records in one place. See the module's text for the rules."""
 
     url: str
+    parts: int = 1
+    """How many there are of which one can be away while the others answer."""
 
     @property
     @abstractmethod

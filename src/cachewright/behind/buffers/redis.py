@@ -55,7 +55,7 @@ class RedisBuffer(Buffer):
         self, partitions: Partitions, *, max_dirty: int = 100_000, max_dirty_bytes: int = 256 * 1024 * 1024
     ) -> None:
         self._at = partitions
-        self.scope, self.url = partitions.scope, partitions.label
+        self.scope, self.url, self.parts = partitions.scope, partitions.label, partitions.count
         self.max_dirty, self.max_dirty_bytes = max_dirty, max_dirty_bytes
         self._claims = Claims(partitions, self._me, self._is_dead)
         _opened.add(self)
