@@ -64,7 +64,7 @@ BEHIND = (
         "it_is_acknowledged_before_it_is_saved",
         "cachewright.behind.rounds",
         "            outcomes, spent = await self._save(rt, records)\n",
-        "            await self._conclude(rt, token, [Outcome(r) for r in records], [])\n"
+        "            await self.endings.end(rt, self._ending(rt, token, [Outcome(r) for r in records], []))\n"
         "            outcomes, spent = await self._save(rt, records)\n",
         _BEHIND,
     ),
