@@ -55,7 +55,7 @@ class Level:
         self._open = False
         self._next_probe = 0.0
         self._next_replay = 0.0
-        self._replaying = False
+        self._at_it: Callable[[], bool] | None = None  # whether the one that replays can still end it
         self._replayer: Job | None = None
 
     @property
@@ -168,14 +168,14 @@ class Level:
     def _keep_trying(self, rt: Runtime) -> None:
         """Replays in the background too: a process that changes something and then goes quiet must not leave the
         others with what it changed."""
-        if (
-            self._replayer is None or not self._replayer.goes_on()
-        ):  # (nor does one on a loop that was stopped)
+        if self._replayer is None or not self._replayer.goes_on():
+            if self._replayer is not None:
+                self._replayer.cancel()  # it is on a loop that was stopped
             name = f"replay to {self.tier.name}"
             self._replayer = rt.every(PROBE_SECONDS, lambda: self._try_again(rt), name, errand=True)
 
     async def _try_again(self, rt: Runtime) -> float | None:
-        if self.behind and not self._replaying:
+        if self.behind and not self._is_replayed():
             try:
                 await self._replay(rt)
             except TierUnavailable:
@@ -188,7 +188,7 @@ class Level:
         if self._replayer is not None:
             self._replayer.cancel()
             self._replayer = None
-        if not self.behind or self._replaying:
+        if not self.behind or self._is_replayed():
             return
         try:
             await self._replay(rt)
@@ -260,12 +260,16 @@ class Level:
         if closed:
             self._hub.emit(BreakerChanged(self.tier.name, False))
 
+    def _is_replayed(self) -> bool:
+        at_it = self._at_it
+        return at_it is not None and at_it()  # (not by a loop that was stopped in the middle of it)
+
     async def _replay(self, rt: Runtime) -> None:
         """Brings the tier up to date; one caller at a time, the others meanwhile find it unavailable."""
         with self._lock:
-            if self._replaying:
+            if self._is_replayed():
                 raise TierUnavailable(self.tier.name, "it is being brought up to date after an outage")
-            self._replaying = True
+            at_it = self._at_it = rt.whoami()[1]
             everything = self._missed_all
             missed_keys, missed_tags = dict(self._missed_keys), dict(self._missed_tags)
         keys, tags = list(missed_keys), list(missed_tags)
@@ -285,7 +289,8 @@ class Level:
             raise
         finally:
             with self._lock:
-                self._replaying = False
+                if self._at_it is at_it:
+                    self._at_it = None
                 if done:
                     _forget(self._missed_keys, missed_keys)
                     _forget(self._missed_tags, missed_tags)

@@ -50,6 +50,8 @@ class Orphans:
             self._until[token] = now + life
             self._to_give[token] = give_back
             if self._job is None or not self._job.goes_on():
+                if self._job is not None:
+                    self._job.cancel()  # it is on a loop that was stopped
                 self._job = rt.every(
                     EVERY_SECONDS, lambda: self._give_back(rt), "leases to give back", errand=True
                 )
