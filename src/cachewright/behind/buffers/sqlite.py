@@ -289,9 +289,8 @@ class SQLiteBuffer(Buffer):
         here = (scope.id, key)
         ask = "SELECT state, dead, token IS NOT NULL FROM record WHERE scope = ? AND key = ?"
         state, dead, claimed = db.execute(ask, here).fetchone() or (HELD, True, False)
-        if settle > 0 and (
-            claimed or unknown
-        ):  # what nobody is at yet is saved after this one, which has ended
+        # what nobody is at yet is saved after this save, which has ended
+        if settle > 0 and (claimed or unknown):
             db.execute("UPDATE record SET suspect = 1 WHERE scope = ? AND key = ?", here)
         return state != HELD and not dead
 
