@@ -54,9 +54,9 @@ SURROUNDINGS = (
     Mutant(
         "a_change_is_swapped_without_comparing",
         "cachewright.core.edit",
-        "            done = (await state.chain.authority.swap_one(rt, key, slot, new)).done\n",
-        "            now = (await state.chain.authority.read(rt, (key,)))[0].get(key)\n"
-        "            done = (await state.chain.authority.swap_one(rt, key, now, new)).done\n",
+        "                done = (await state.chain.authority.swap_one(rt, key, slot, new)).done\n",
+        "                now = (await state.chain.authority.read(rt, (key,)))[0].get(key)\n"
+        "                done = (await state.chain.authority.swap_one(rt, key, now, new)).done\n",
         ("atomic",),
     ),
     Mutant(

@@ -96,10 +96,14 @@ PLANS: dict[str, Plan] = {
         (0, 1.5, ReadTagged()),
         options={"ttl": 0.05, "stale_if_error": 50.0, "soft_timeout": 0.1},
     ),
-    "a_living_lease_one_of_whose_renewals_fails": _plan(
+    # All but the first and the last are tries again, soon after one another.
+    "a_living_lease_whose_renewals_fail_for_half_its_life": _plan(
         (0, 0.0, Read()),
         (1, 0.5, Read()),
-        cues=(Cue(0, "load k", "stall", 8.0), Cue(0, "swap k", "refused", number=2)),
+        cues=(
+            Cue(0, "load k", "stall", 8.0),
+            *(Cue(0, "swap k", "refused", number=number) for number in range(2, 8)),
+        ),
     ),
     "a_caller_who_joins_a_batch_whose_lease_was_lost": _plan(
         (0, 0.0, ReadBatch(("k", "l"))),
