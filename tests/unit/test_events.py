@@ -12,6 +12,7 @@ from cachewright.errors import DecodeError, TierTimeout, TierUnavailable
 from cachewright.events import (
     BackgroundFailed,
     BreakerChanged,
+    ClaimLost,
     DeadLetter,
     DecodeFailed,
     Event,
@@ -50,6 +51,18 @@ SENTENCES = [
     (
         DeadLetter("user", "7", "OSError('down')", 8),
         "user: '7' is a dead letter after 8 attempts: OSError('down'); it stays in the buffer",
+    ),
+    (
+        ClaimLost("user", "7", True),
+        "user: the save of '7' took longer than its claim lived (its process stood still, or the buffer was away); its "
+        "newest state is saved once more. A saver that refuses older sequences (ordered_saver=True) rules this out, a "
+        "longer claim makes it rarer",
+    ),
+    (
+        ClaimLost("user", "7", False),
+        "user: the save of '7' took longer than its claim lived (its process stood still, or the buffer was away); a "
+        "newer state that was saved meanwhile may be overwritten: look at the origin. A saver that refuses older "
+        "sequences (ordered_saver=True) rules this out, a longer claim makes it rarer",
     ),
     (BackgroundFailed("flusher of user", OSError("x")), "flusher of user failed: OSError: x"),
 ]

@@ -219,8 +219,9 @@ class Level:
 
     async def _catch_up(self, rt: Runtime, keys: Sequence[str]) -> None:
         """Replays first. Where that fails, a tier of many nodes still serves what it has not missed."""
-        if self._missed_all and self.tier.scannable:
-            self._keep_trying(rt)  # to clear a namespace may take seconds: no caller's time
+        if self._missed_all and self.tier.scannable and rt.name == "threads":
+            # To clear a namespace may take seconds: no caller's time. (An event loop may end with its caller.)
+            self._keep_trying(rt)
             raise TierUnavailable(self.tier.name, "its namespace is being cleared after an outage")
         sharded = self.tier.sharded and not self._missed_all
         if not sharded or rt.monotonic() >= self._next_replay:
