@@ -54,15 +54,19 @@ SENTENCES = [
     ),
     (
         ClaimLost("user", "7", True),
-        "user: the save of '7' took longer than its claim lived (its process stood still, or the buffer was away); its "
-        "newest state is saved once more. A saver that refuses older sequences (ordered_saver=True) rules this out, a "
-        "longer claim makes it rarer",
+        (
+            "user: the save of '7' took longer than its claim lived (its process stood still, or the buffer was away); its "
+            "newest state is saved once more. A saver that refuses older sequences (ordered_saver=True) rules this out, a "
+            "longer claim makes it rarer"
+        ),
     ),
     (
         ClaimLost("user", "7", False),
-        "user: the save of '7' took longer than its claim lived (its process stood still, or the buffer was away); a "
-        "newer state that was saved meanwhile may be overwritten: look at the origin. A saver that refuses older "
-        "sequences (ordered_saver=True) rules this out, a longer claim makes it rarer",
+        (
+            "user: the save of '7' took longer than its claim lived (its process stood still, or the buffer was away); a "
+            "newer state that was saved meanwhile may be overwritten: look at the origin. A saver that refuses older "
+            "sequences (ordered_saver=True) rules this out, a longer claim makes it rarer"
+        ),
     ),
     (BackgroundFailed("flusher of user", OSError("x")), "flusher of user failed: OSError: x"),
 ]
