@@ -106,38 +106,10 @@ FORGOTTEN = (
         ("tags", "freshness", *_AIMED),
     ),
     Mutant(
-        "an_intent_that_was_not_answered_is_left",
-        _INTENTS,
-        "            state.orphans.add(rt, one.id, INTENT_SECONDS + 1, give_back)\n",
-        "            del give_back\n",
-        ("outages", "writes", "aimed"),
-    ),
-    Mutant(
         "an_add_is_sent_without_a_lease_before_it",
         "cachewright.core.edit",
         "            if slot is None and new.entry is not None and not state.chain.in_memory:\n",
         "            if not state:\n",
         ("atomic",),
-    ),
-    Mutant(
-        "what_a_tier_missed_is_asked_only_after_its_answer",
-        "cachewright.core.breaker",
-        "            missed = self._missed_of(keys, tags)\n",
-        "            missed = NOTHING\n",
-        ("outages",),
-    ),
-    Mutant(
-        "an_intent_that_was_never_confirmed_stores",
-        _WRITE,
-        "        if failed or not one.confirmed:\n",
-        "        if failed:\n",
-        ("outages", "writes", "aimed"),
-    ),
-    Mutant(
-        "a_lease_that_was_not_answered_is_left",
-        "cachewright.core.lease",
-        "        self.state.orphans.add(rt, self.token, left, again.is_given_back)\n",
-        "        del again\n",
-        ("outages", "loads_and_changes", "aimed"),
     ),
 )
