@@ -29,10 +29,12 @@ class Shaky(SimTier):
     Attributes:
         away: nothing gets through.
         lose: the answer to the next swap is lost, after it took effect.
+        drops: it can be told what to drop.
     """
 
     away = lose = False
     sharded = False
+    drops = True
 
     async def swap(self, rt: Runtime, swaps: Sequence[Swap]) -> list[Swapped]:
         self.answers()
@@ -48,6 +50,8 @@ class Shaky(SimTier):
 
     async def drop(self, rt: Runtime, keys: Sequence[str]) -> list[bool]:
         self.answers()
+        if not self.drops:
+            raise TierUnavailable(self.name, "one of its nodes stands still")
         return await super().drop(rt, keys)
 
     def answers(self) -> None:
@@ -129,6 +133,57 @@ def test_an_intent_that_nobody_holds_is_taken_out(lost: str, on_outage: str) -> 
         assert origin.loads <= 1, "an intent that nobody holds forbids storing"
 
     two_processes(work, on_outage=on_outage)
+
+
+def test_intents_that_were_confirmed_before_another_failed_are_taken_out() -> None:
+    async def work(loop: VirtualLoop, mine: Cache, other: Cache, shaky: Shaky) -> None:
+        real, swaps, origin = shaky.swap, 0, Origin()
+
+        async def save_many(values: dict[str, str]) -> None:
+            raise AssertionError("it was refused before")
+
+        async def swap(rt: Runtime, wanted: Sequence[Swap]) -> list[Swapped]:
+            nonlocal swaps
+            swaps += 1
+            if swaps == 1:
+                await other.aset("r:b", "1")  # what was read of it no longer stands
+            if swaps == 2:
+                raise TierUnavailable(shaky.name, "it stands still")
+            return await real(rt, wanted)
+
+        patched: Any = shaky
+        patched.swap = swap
+        users = mine.repository("r", load=origin.load, save_many=save_many)
+        with pytest.raises(TierUnavailable):
+            await users.aput_many({"a": "1", "b": "1"})
+        await asyncio.sleep(2)
+        assert not await intents(other, "r:a", "r:b")
+
+    two_processes(work, on_outage="raise")
+
+
+def test_an_intent_whose_key_its_node_has_yet_to_drop_is_not_taken_for_absent() -> None:
+    async def work(loop: VirtualLoop, mine: Cache, other: Cache, shaky: Shaky) -> None:
+        origin = Origin()
+        users = mine.repository("r", load=origin.load, save=origin.save)
+        shaky.sharded = shaky.lose = True
+        shaky.drops = False
+        await users.aput("k", "new")
+        for _ in range(20):
+            await asyncio.sleep(0.1)
+            await mine.aget("another")
+        assert await intents(other, "r:k")
+        shaky.drops = True
+        await asyncio.sleep(2)
+        assert not await intents(other, "r:k")
+
+    two_processes(work)
+
+
+async def intents(cache: Cache, *keys: str) -> list[str]:
+    """Those of the keys that have one."""
+    found = (await cache.engine.state.chain.authority.read(cache._aio, keys))[0]
+    return [key for key, slot in found.items() if slot.intents]
 
 
 async def cancel_while_placing(put: Any, shaky: Shaky) -> None:

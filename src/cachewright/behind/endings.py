@@ -41,6 +41,7 @@ class Ending:
         loud: the failures are told as events; else their caller has the error.
         release: nothing was sent to a saver.
         again: the buffer may have done it already: its answer was lost, or only a part of it failed.
+        busy: somebody is at it.
         lost: the keys whose claims were gone; see `Ended`.
     """
 
@@ -53,6 +54,7 @@ class Ending:
     loud: bool = False
     release: bool = False
     again: bool = False
+    busy: bool = False
     lost: dict[str, bool] = field(default_factory=dict)
 
 
@@ -66,7 +68,7 @@ class Endings:
 
     def forget(self) -> None:
         """In a forked child: another thread may have held the lock, and its parent ends its own rounds."""
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # the collector may end a round of a stopped loop inside of it
         self._left: OrderedDict[bytes, Ending] = OrderedDict()
 
     def leave(self, ending: Ending) -> None:
@@ -99,16 +101,21 @@ class Endings:
         return done
 
     async def end(self, rt: Runtime, ending: Ending) -> int:
-        """Does it, or leaves it for `catch_up` and raises; of how many records it was."""
+        """Does it, or leaves it for `catch_up` and raises; of how many records it was (0: somebody is at it already)."""
+        with self._lock:
+            self._left.pop(ending.token, None)
+            if ending.busy:
+                return 0
+            ending.busy = True
         try:
             dead = await self._end(rt, ending)
         except BaseException as error:
+            ending.busy = False
             if isinstance(error, BufferError) or not isinstance(error, Exception):
                 self.leave(ending)
             raise
+        saved = sum([outcome.error is None for outcome in ending.outcomes])
         with self._lock:
-            self._left.pop(ending.token, None)
-            saved = sum(outcome.error is None for outcome in ending.outcomes)
             self.saved += saved
             self.failed += len(ending.failures) if ending.outcomes or ending.spent else 0
             self.dead += len(dead)

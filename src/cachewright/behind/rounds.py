@@ -177,16 +177,19 @@ class Rounds:
         )
 
     def _keep_claim(self, rt: Runtime, token: bytes) -> Job:
-        pause = self.options.claim / 3
+        pause, told = self.options.claim / 3, False
 
         async def renew() -> float | None:
+            nonlocal told
             began, answered = rt.monotonic(), True
             try:
                 if await self.buffer.renew(rt, token, self.options.claim) <= 0:
                     return None
             except Exception as error:
-                self.events.emit(BackgroundFailed(f"renewing a claim of {self.repository}", error))
                 answered = False
+                if not told:  # not again for each try until somebody answers
+                    self.events.emit(BackgroundFailed(f"renewing a claim of {self.repository}", error))
+            told = not answered
             return next_renewal(rt, began, pause, answered)
 
         return rt.every(pause, renew, f"claim of {self.repository}")

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextvars
 import threading
-from collections.abc import Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any
 
 from cachewright.core.context import current_load
@@ -54,6 +54,16 @@ class Background:
         with self._lock:
             self._jobs = {j: said for j, said in self._jobs.items() if not j.done()}
             self._jobs[job] = (name, rt, mark)
+        return job
+
+    def repeat(
+        self, rt: Runtime, seconds: float, tick: Callable[[], Awaitable[float | None]], name: str
+    ) -> Job:
+        """`Runtime.every` for an errand that is stopped at close."""
+        job = rt.every(seconds, tick, name, errand=True)
+        with self._lock:
+            self._jobs = {j: said for j, said in self._jobs.items() if not j.done()}
+            self._jobs[job] = (name, rt, object())
         return job
 
     def jobs(self) -> list[Job]:

@@ -50,7 +50,7 @@ class Level:
 
     def after_fork(self) -> None:
         """A child starts with a closed breaker. What is to be replayed it replays too: twice does no harm."""
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # the collector may end a replay of a stopped loop inside of it
         self._failures = 0
         self._open = False
         self._next_probe = 0.0
@@ -153,8 +153,9 @@ class Level:
         self._note(rt, self._missed_keys, keys)
 
     def _note(self, rt: Runtime, missed: dict[str, int], names: Iterable[str]) -> None:
+        numbered = [(name, next(self._numbers)) for name in names]
         with self._lock:
-            missed.update((name, next(self._numbers)) for name in names)
+            missed.update(numbered)
             if len(missed) > MAX_MISSED:
                 missed.clear()
                 self._missed_all = next(self._numbers)

@@ -27,16 +27,24 @@ class Write:
     """One key's intent, from before the save to after it.
 
     Attributes:
-        sent: it was sent and not answered yet: it may stand.
+        slot: what we believe stands.
+        sent: a slot with the intent that was sent and not answered: it may stand.
         confirmed: it stood at least once.
+        closings: see `State.closings`.
     """
 
-    __slots__ = ("confirmed", "id", "key", "sent", "slot")
+    __slots__ = ("closings", "confirmed", "id", "key", "sent", "slot")
 
-    def __init__(self, key: str, intent_id: bytes) -> None:
-        self.key, self.id = key, intent_id
-        self.slot: Slot | None = None  # what we believe stands
-        self.sent = self.confirmed = False
+    def __init__(self, state: State, rt: Runtime, key: str) -> None:
+        self.key, self.id, self.closings = key, rt.new_id(), state.closings
+        self.slot: Slot | None = None
+        self.sent: Slot | None = None
+        self.confirmed = False
+
+    def may_stand(self) -> None:
+        """What was confirmed once may stand, whatever became of it since."""
+        if self.confirmed and self.sent is None:
+            self.sent = self.slot
 
 
 class Writing:
@@ -73,14 +81,12 @@ async def place(state: State, rt: Runtime, writes: list[Write]) -> None:
             one.id = rt.new_id()  # fresh in every send: an id whose fate is unknown is never used again
             now = now_ms(rt)
             intent = Intent(one.id, now + int(INTENT_SECONDS * 1000))
-            swaps.append(
-                Swap(one.key, one.slot, slots.begin_write(one.slot, intent, now=now, nonce=rt.new_id()))
-            )
-            one.sent = True
+            one.sent = slots.begin_write(one.slot, intent, now=now, nonce=rt.new_id())
+            swaps.append(Swap(one.key, one.slot, one.sent))
         results = await state.chain.authority.swap(rt, swaps)
         refused = []
         for one, swap, swapped in zip(todo, swaps, results, strict=True):
-            one.sent = False
+            one.sent = None
             one.confirmed = swapped.done
             one.slot = swap.new if swapped.done else swapped.current
             if not swapped.done:
@@ -104,7 +110,8 @@ async def renew(
     seconds: float,
     over: Callable[[], bool] = lambda: False,
 ) -> bool:
-    """They stand for so much longer; one that is gone (evicted) is asserted again. False: the tier did not answer."""
+    """They stand for so much longer; one that is gone (evicted) is asserted again. False: for some there was no answer."""
+    answered, authority = True, state.chain.authority
     for one in writes:
         for _ in range(5):
             if over():
@@ -113,14 +120,18 @@ async def renew(
             intent = Intent(one.id, now + int(seconds * 1000))
             new = slots.renew_intent(one.slot, intent, now=now, nonce=rt.new_id())
             try:
-                swapped = await state.chain.authority.swap_one(rt, one.key, one.slot, new)
-            except TierError:
-                state.chain.authority.missed(rt, [one.key])
-                return False
+                swapped = await authority.swap_one(rt, one.key, one.slot, new)
+            except TierError as error:
+                authority.missed(rt, [one.key])
+                one.sent = new
+                answered = answered and not isinstance(error, TierUnavailable)
+                if not authority.tier.sharded:
+                    return answered
+                break  # another key's node may answer
             one.slot = new if swapped.done else swapped.current
             if swapped.done:
                 break
-    return True
+    return answered
 
 
 async def forbid_storing(state: State, rt: Runtime, writes: Sequence[Write], settle: float) -> None:
@@ -133,36 +144,39 @@ async def forbid_storing(state: State, rt: Runtime, writes: Sequence[Write], set
     if await renew(state, rt, writes, settle):
         return
 
-    async def later() -> None:
-        until = rt.monotonic() + settle
-        while (left := until - rt.monotonic()) > 0:
-            await rt.sleep(min(left, AGAIN_SECONDS))
-            left = until - rt.monotonic()
-            if left > 0 and await renew(state, rt, writes, left):
-                return
-        state.chain.authority.missed(rt, [one.key for one in writes])
+    until = rt.monotonic() + settle
 
-    state.spawn(rt, later, f"a save of unknown outcome of {writes[0].key}")
+    async def again() -> float | None:
+        left = until - rt.monotonic()
+        if left <= 0:
+            state.chain.authority.missed(rt, [one.key for one in writes])
+            return None
+        return None if await renew(state, rt, writes, left) else AGAIN_SECONDS
+
+    state.repeat(rt, AGAIN_SECONDS, again, f"a save of unknown outcome of {writes[0].key}")
 
 
 def take_out(state: State, rt: Runtime, writes: Sequence[Write]) -> None:
     """The write is over: intents that were sent and never answered go as soon as the tier answers again."""
     for one in writes:
-        if one.sent:
-            one.sent = False
-            give_back = partial(_is_out, state, one.key, one.id)
-            state.orphans.add(rt, one.id, INTENT_SECONDS + 1, give_back)
+        if one.sent is not None and state.closings == one.closings:
+            state.orphans.add(rt, one.id, INTENT_SECONDS + 1, partial(_is_out, state, one, one.sent))
+        one.sent = None
 
 
-async def _is_out(state: State, key: str, intent_id: bytes, rt: Runtime) -> bool:
-    """Takes the intent out where it stands; False: the tier did not answer."""
+async def _is_out(state: State, one: Write, slot: Slot | None, rt: Runtime) -> bool:
+    """Takes the intent out where it stands; False: the tier did not answer.
+
+    By swaps alone: a read counts as absent what its tier has yet to hear of, and this key may be that.
+    """
     try:
-        slot = (await state.chain.authority.read(rt, (key,)))[0].get(key)
         for _ in range(MAX_REFUSED):
-            change, new = slots.fail_write(slot, intent_id, now=now_ms(rt), nonce=rt.new_id())
+            if state.closings != one.closings:
+                break
+            change, new = slots.fail_write(slot, one.id, now=now_ms(rt), nonce=rt.new_id())
             if not change:
                 break
-            swapped = await state.chain.authority.swap_one(rt, key, slot, new)
+            swapped = await state.chain.authority.swap_one(rt, one.key, slot, new)
             if swapped.done:
                 break
             slot = swapped.current

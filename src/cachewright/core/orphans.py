@@ -24,7 +24,8 @@ class Orphans:
     """Those of one cache in this process. Each is forgotten when its life is over."""
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # the collector may end a coroutine of ours inside of it
+        self._swept = 0.0
         self._until: dict[bytes, float] = {}  # by token; in monotonic seconds
         self._to_give: dict[bytes, GiveBack] = {}
         self._job: Job | None = None
@@ -43,7 +44,8 @@ class Orphans:
         """
         with self._lock:
             now = rt.monotonic()
-            if not self._to_give or len(self._until) >= MOST:
+            if not self._to_give or (len(self._until) >= MOST and now >= self._swept + EVERY_SECONDS):
+                self._swept = now
                 self._until = {one: until for one, until in self._until.items() if until > now}
             if len(self._until) >= MOST:
                 return
@@ -59,6 +61,8 @@ class Orphans:
     async def _give_back(self, rt: Runtime) -> float | None:
         # All, for some may be a node's that answers; where none does, a breaker soon makes that quick.
         for token, give_back in list(self._to_give.items()):
+            if token not in self._to_give:
+                continue  # the cache was closed
             if rt.monotonic() >= self._until.get(token, 0) or await give_back(rt):
                 self._to_give.pop(token, None)
         with self._lock:

@@ -215,7 +215,7 @@ async def _begin(
 ) -> tuple[dict[str, bytes] | None, Writing]:
     """Intents in the authority, entries gone everywhere. Unconfirmed: strict refuses the write before the save;
     otherwise it goes on, and the tier is told to drop these keys before it is asked anything else."""
-    writes = [Write(key, rt.new_id()) for key in keys]
+    writes = [Write(state, rt, key) for key in keys]
     marks: dict[str, bytes] | None = None
     failed: TierUnavailable | None = None
     try:
@@ -228,6 +228,8 @@ async def _begin(
         raise
     except BaseException as error:
         if state.strict or not isinstance(error, TierUnavailable):
+            for one in writes:
+                one.may_stand()
             take_out(state, rt, writes)
             raise
         failed = error
@@ -239,10 +241,14 @@ async def _begin(
         state.kill_local(keys)
         if below is not None and state.strict:
             raise below
+    except GeneratorExit:
+        raise
     except BaseException:
         # Cancelled, or refused: nothing was saved, and an intent that is left would forbid storing for its whole life.
-        await _finish(state, rt, Writing([one for one in writes if one.confirmed]), {}, failed=True)
-        take_out(state, rt, writes)
+        try:
+            await _finish(state, rt, Writing([one for one in writes if one.confirmed]), {}, failed=True)
+        finally:
+            take_out(state, rt, writes)
         raise
     return marks, writing
 
@@ -274,7 +280,7 @@ async def _finish(
         raise
     except BaseException as caught:
         for one in todo:
-            one.sent = True  # until they are taken out, nothing is stored under them
+            one.may_stand()  # until they are taken out, nothing is stored under them
         if not isinstance(caught, TierError):
             take_out(state, rt, writing.keys)
             raise

@@ -115,7 +115,7 @@ class LeaseLock:
                     held = Held(self._state, authority, self._key, verdict.token, verdict.slot)
                     try:
                         swapped = await authority.swap_one(rt, self._key, slot, verdict.slot)
-                    except TierUnavailable:
+                    except BaseException:
                         held.orphan(rt)
                         raise
                     if swapped.done:

@@ -38,8 +38,8 @@ FORGOTTEN = (
     Mutant(
         "an_intent_that_could_not_be_renewed_is_forgotten",
         _INTENTS,
-        "                state.chain.authority.missed(rt, [one.key])\n                return False",
-        "                return True",
+        "                authority.missed(rt, [one.key])\n                one.sent = new\n",
+        "                return True\n",
         _AIMED,
     ),
     Mutant(
