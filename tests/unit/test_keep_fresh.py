@@ -317,18 +317,19 @@ def test_a_method_is_warmed_on_its_object(cache: Cache):
 
 
 def test_close_ends_the_warming_of_a_function(namespace: str):
-    cache, begun, go = Cache(namespace=namespace), threading.Event(), threading.Event()
+    cache, go = Cache(namespace=namespace), threading.Event()
+    begun: list[int] = []
     reports = []
 
     @cache.cached
     def slow(number: int) -> int:
-        begun.set()
+        begun.append(number)
         assert go.wait(20)
         return number
 
     worker = threading.Thread(target=lambda: reports.append(slow.warm(range(20), concurrency=2)))
     worker.start()
-    assert begun.wait(20)
+    until(lambda: len(begun) == 2)
     (warming,) = cache._parts
     closer = threading.Thread(target=cache.close)
     closer.start()
