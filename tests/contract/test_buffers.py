@@ -9,6 +9,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -379,6 +380,27 @@ def test_hurry_skips_the_window_but_neither_back_off_nor_settling(desk):
     desk.ack(settling, unsure=True)
     assert desk.claim(hurry=True) == []
     assert desk.next_due(hurry=True) == pytest.approx(desk.clock.time + 1)
+
+
+@pytest.mark.parametrize("hurry", [False, True], ids=["", "hurried"])
+def test_a_dirty_key_is_due_at_every_moment_of_its_claims(desk, hurry):
+    """A flush that asks for what is free, and only then for what is claimed, misses what is released between: it ended."""
+    desk.put("a")
+    there, over = ThreadRuntime(desk.clock), threading.Event()
+
+    def flush() -> None:
+        while not over.is_set():
+            drive(desk.buffer.claim(there, 1, b"flusher1", 5.0))
+            drive(desk.buffer.release(there, b"flusher1"))
+
+    flusher = threading.Thread(target=flush)
+    flusher.start()
+    try:
+        found = [desk.next_due(hurry=hurry) for _ in range(1000)]
+    finally:
+        over.set()
+        flusher.join()
+    assert None not in found
 
 
 def test_claims_of_chosen_keys(desk):

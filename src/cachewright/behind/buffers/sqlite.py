@@ -17,6 +17,7 @@ from cachewright.behind.buffers.sqlite_appends import Append, Appends
 from cachewright.behind.buffers.sqlite_schema import (
     COLUMNS,
     HELD,
+    NEXT_DUE,
     RETRY_NEWER,
     Row,
     Scope,
@@ -111,20 +112,10 @@ class SQLiteBuffer(Buffer):
 
     async def next_due(self, rt: Runtime, *, hurry: bool = False) -> float | None:
         def work(db: sqlite3.Connection) -> float | None:
-            here = "scope = (SELECT id FROM scope WHERE name = ?) AND dead = 0"
-            free = db.execute(
-                f"SELECT not_before FROM record WHERE {here} AND token IS NULL ORDER BY not_before LIMIT 1",
-                (self.scope,),
-            ).fetchone()
-            claimed = db.execute(
-                f"SELECT min(max(not_before, deadline)) FROM record WHERE {here} AND token IS NOT NULL",
-                (self.scope,),
-            ).fetchone()
-            times = [Scope.moment(row[0]) for row in (free, claimed) if row and row[0] is not None]
-            if hurry and times:
-                window = f"SELECT 1 FROM record WHERE {here} AND token IS NULL AND tries = 0 AND settling = 0 LIMIT 1"
-                times += [0.0] if db.execute(window, (self.scope,)).fetchone() else []
-            return min(times, default=None)
+            # one statement: what is released between a look at the free ones and one at the claimed would be in neither
+            free, claimed, window = db.execute(NEXT_DUE, {"name": self.scope, "hurry": hurry}).fetchone()
+            times = [Scope.moment(time) for time in (free, claimed) if time is not None]
+            return min([*times, 0.0] if window else times, default=None)
 
         return await self._look(rt, work, None)
 

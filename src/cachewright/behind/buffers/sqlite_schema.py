@@ -21,6 +21,7 @@ from cachewright.keys import shorten
 __all__ = [
     "COLUMNS",
     "HELD",
+    "NEXT_DUE",
     "RETRY_NEWER",
     "TOMBSTONE",
     "VALUE",
@@ -79,6 +80,14 @@ ON CONFLICT(scope, key) DO UPDATE SET
     ELSE min(not_before, excluded.not_before) END,
   suspect = suspect OR settling, settling = 0, tries = 0, dead = 0,
   last_error = CASE WHEN dead THEN NULL ELSE last_error END
+"""
+
+_HERE = "scope = (SELECT id FROM scope WHERE name = :name) AND dead = 0"
+NEXT_DUE = f"""
+SELECT
+  (SELECT not_before FROM record WHERE {_HERE} AND token IS NULL ORDER BY not_before LIMIT 1),
+  (SELECT min(max(not_before, deadline)) FROM record WHERE {_HERE} AND token IS NOT NULL),
+  :hurry AND EXISTS (SELECT 1 FROM record WHERE {_HERE} AND token IS NULL AND tries = 0 AND settling = 0)
 """
 
 
