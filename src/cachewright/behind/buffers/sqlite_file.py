@@ -3,7 +3,8 @@
 *Group commit*: callers queue their work; who finds the file idle runs all that is queued in one transaction, on its own
 thread, so that a lone writer pays for one fsync and no thread switch. While that one waits for the disk, others queue
 up and go into the next transaction together, on the writer thread. Work of one kind runs as one piece there: SQLite
-lets go of Python's lock in every statement, and among many threads each time costs a switch.
+lets go of Python's lock in every statement, and among many threads each time costs a switch; for the same reason each
+thread that has waited wakes the next.
 
 *Fork*: SQLite keeps its locks per process in memory that fork copies, so a child that opens the same file would trust
 locks it does not have. All connections are closed before a fork and opened again after it, in both processes.
@@ -22,7 +23,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
-from cachewright.behind.buffers.sqlite_jobs import Job, Outcome, Together, runs
+from cachewright.behind.buffers.sqlite_jobs import Job, Outcome, Together, end_all, runs
 from cachewright.behind.buffers.sqlite_path import prepare_path
 from cachewright.errors import BufferUnavailable, BufferUnconfirmed, CacheError, ConfigurationError
 from cachewright.runtime.base import Runtime
@@ -141,13 +142,26 @@ class SQLiteFile:
 
         ``work`` may raise a `CacheError` before it has changed anything: that is its caller's alone.
         """
-        return await self._do(rt, Job(self._generation, work))  # type: ignore[no-any-return]
+        return await self._do(rt, self._job(rt, work, None))  # type: ignore[no-any-return]
 
     async def write_together(self, rt: Runtime, work: Any, together: Together) -> Any:
         """As `write`, where ``together`` takes several callers' work and gives one result or `CacheError` for each."""
-        return await self._do(rt, Job(self._generation, work, together))
+        return await self._do(rt, self._job(rt, work, together))
+
+    def _job(self, rt: Runtime, work: Any, together: Together | None) -> Job:
+        # a task wakes nobody: its loop may be busy for long
+        return Job(self._generation, work, together, passes_on=rt.name == "threads")
 
     async def _do(self, rt: Runtime, job: Job) -> Any:
+        try:
+            await self._end_of(rt, job)
+        finally:
+            job.leave()
+        if job.error is not None:
+            raise job.error
+        return job.result
+
+    async def _end_of(self, rt: Runtime, job: Job) -> None:
         self._queue.append(job)
         if rt.name != "threads":
             self._call_writer()  # nothing of ours may block an event loop
@@ -159,15 +173,13 @@ class SQLiteFile:
             if self._queue:
                 self._call_writer()
         # else: whoever holds the turn looks at the queue after giving it back
-        if not job.ended:
-            job.bell = bell = rt.waiter()
-            while not job.ended:
-                # a fork may have taken the writer thread away: look again now and then
-                if not await rt.wait(bell, 1.0) and not job.ended:
-                    self._call_writer()
-        if job.error is not None:
-            raise job.error
-        return job.result
+        if job.ended:
+            return
+        job.bell = bell = rt.waiter()
+        while not job.ended:
+            # a fork may have taken the writer thread away: look again now and then
+            if not await rt.wait(bell, 1.0) and not job.ended:
+                self._call_writer()
 
     def _call_writer(self) -> None:
         with self._gate:
@@ -227,8 +239,7 @@ class SQLiteFile:
             if not isinstance(error, Exception):
                 raise
             return False
-        for job, (result, failed) in zip(batch, outcomes, strict=True):
-            job.end(result, failed)
+        end_all(batch, outcomes)
         return True
 
     @staticmethod
