@@ -31,6 +31,7 @@ PROBE_SECONDS = 0.5
 MAX_MISSED = 10_000
 Missed = tuple[Collection[str], Collection[str]]  # keys and tags
 NOTHING: Missed = ((), ())
+Found = tuple[dict[str, Slot], dict[str, Generation]]
 NAMESPACE_TAG = "\0all"  # users' tags never begin with NUL
 
 
@@ -68,24 +69,22 @@ class Level:
         """How many drops and tag changes the tier has yet to hear of."""
         return len(self._missed_keys) + len(self._missed_tags) + bool(self._missed_all)
 
-    async def read(
-        self, rt: Runtime, keys: Sequence[str], tags: Sequence[str] = ()
-    ) -> tuple[dict[str, Slot], dict[str, Generation]]:
+    async def read(self, rt: Runtime, keys: Sequence[str], tags: Sequence[str] = ()) -> Found:
         """`Tier.read`; what the tier has yet to hear of counts as absent."""
+        if not (self._missed_keys or self._missed_tags):
+            # What is noted from here on changes while this reads.
+            found = await self._guard(rt, "read", (), lambda: self.tier.read(rt, keys, tags))
+            return _without(found, self._missed_of(keys, tags))
         missed = NOTHING
 
-        async def read() -> tuple[dict[str, Slot], dict[str, Generation]]:
+        async def read() -> Found:
             # Before it is asked, and after: it may hear of a change while its old answer is on the way.
             nonlocal missed
             missed = self._missed_of(keys, tags)
             return await self.tier.read(rt, keys, tags)
 
-        slots, generations = await self._guard(rt, "read", (), read)
-        for missed_keys, missed_tags in (missed, self._missed_of(keys, tags)):
-            if missed_keys or missed_tags:
-                slots = {key: slot for key, slot in slots.items() if key not in missed_keys}
-                generations = {tag: g for tag, g in generations.items() if tag not in missed_tags}
-        return slots, generations
+        found = await self._guard(rt, "read", (), read)
+        return _without(_without(found, missed), self._missed_of(keys, tags))
 
     def _missed_of(self, keys: Sequence[str], tags: Sequence[str]) -> Missed:
         missed_keys, missed_tags = self._missed_keys, self._missed_tags
@@ -312,3 +311,11 @@ def _forget(missed: dict[str, int], replayed: Mapping[str, int]) -> None:
     for name, number in replayed.items():
         if missed.get(name) == number:
             del missed[name]
+
+
+def _without(found: Found, missed: Missed) -> Found:
+    if missed is NOTHING:
+        return found
+    keys, tags = missed
+    slots = {key: slot for key, slot in found[0].items() if key not in keys}
+    return slots, {tag: generation for tag, generation in found[1].items() if tag not in tags}
