@@ -275,6 +275,29 @@ def test_who_asked_after_a_change_is_not_answered_from_before_it() -> None:
     assert generations["t"].mark == b"old-mark"
 
 
+@pytest.mark.parametrize("behind", [False, True], ids=["in step", "behind"])
+def test_what_a_tier_has_not_heard_of_when_it_answers_counts_as_absent(behind: bool) -> None:
+    class Overtaken(Shaky):
+        sharded = True
+
+        async def read(self, rt: Runtime, keys: Sequence[str], tags: Sequence[str] = ()) -> Any:
+            answer = await super().read(rt, keys, tags)
+            level._missed_keys["k"] = level._missed_tags["t"] = 2  # a change that did not get through
+            return answer
+
+    store = SimStore(THREADS.now)
+    for key in ("n:k", "n:other"):
+        store.store(key, stored(), None)
+    store.set_generation("n:t", b"old-mark", only_missing=False)
+    level = Level(Overtaken(store, "n"), Hub())
+    level._next_replay = THREADS.monotonic() + 60
+    if behind:
+        level._missed_keys["another"] = 1
+    slots, generations = drive(level.read(THREADS, ("k", "other"), ("t",)))
+    assert set(slots) == {"other"}
+    assert generations == {}
+
+
 def test_no_caller_clears_a_namespace() -> None:
     class Counting(Shaky):
         scannable = True

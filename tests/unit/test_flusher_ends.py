@@ -15,26 +15,13 @@ from cachewright.errors import WouldDeadlockError
 from cachewright.runtime.aio import AIO
 from cachewright.runtime.base import drive
 from cachewright.runtime.threads import THREADS
-from tests.unit.test_flusher import Bench, Clock
+from tests.unit.flusher_bench import Clock
 
 QUICK = {"backoff": 0.001, "settle": 0.001, "poll": 0.05}
 
 
 class Leaves(BaseException):
     """As the exits of other libraries: gevent's, pytest's."""
-
-
-@pytest.fixture
-def bench(tmp_path):
-    made = []
-
-    def make(**options):
-        made.append(Bench(tmp_path, **options))
-        return made[-1]
-
-    yield make
-    for one in made:
-        drive(one.flusher._stop(THREADS))
 
 
 async def append(desk, *keys):

@@ -14,7 +14,7 @@ from cachewright.errors import BufferUnavailable, BufferUnconfirmed, NotSaved
 from cachewright.runtime.aio import AIO
 from cachewright.runtime.base import drive
 from cachewright.runtime.threads import THREADS
-from tests.unit.test_flusher import Bench, Clock
+from tests.unit.flusher_bench import Clock
 
 
 class Faulty:
@@ -33,19 +33,6 @@ class Faulty:
             await self.real(rt, *args, **more)
             raise BufferUnconfirmed("the answer was lost")
         raise BufferUnavailable("away")
-
-
-@pytest.fixture
-def bench(tmp_path):
-    made = []
-
-    def make(**options):
-        made.append(Bench(tmp_path, **options))
-        return made[-1]
-
-    yield make
-    for one in made:
-        drive(one.flusher._stop(THREADS))
 
 
 @pytest.mark.parametrize("outage", [0.5, 60.0])

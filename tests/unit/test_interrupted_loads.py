@@ -17,7 +17,7 @@ from cachewright.events import BackgroundFailed, Event, LoadFailed, RefreshFaile
 from cachewright.options import Retry
 from cachewright.runtime.base import Runtime
 from cachewright.runtime.interrupts import is_behind
-from tests.unit.test_flusher import Clock
+from tests.unit.flusher_bench import Clock
 
 
 class Leaves(BaseException):

@@ -75,10 +75,7 @@ async def _put(state: State, rt: Runtime, key: str, entry: StoredEntry) -> bool:
             return False
         return (await authority.swap_one(rt, key, taken.slot, Slot(rt.new_id(), entry=entry))).done
     except BaseException as error:
-        if isinstance(error, TierUnavailable):
-            held.orphan(rt)
-        elif not isinstance(error, GeneratorExit):  # (collected with its loop: nothing can be awaited)
-            await held.abandon(rt)
+        await held.unplaced(rt, error)
         raise
 
 

@@ -174,11 +174,7 @@ class Leading:
         try:
             swapped = await state.chain.authority.swap_one(rt, key, slot, new)
         except BaseException as error:
-            # It may be placed all the same, and others would wait for its whole life.
-            if isinstance(error, TierUnavailable):
-                held.orphan(rt)
-            elif not isinstance(error, GeneratorExit):  # (collected with its loop: nothing can be awaited)
-                await held.abandon(rt)
+            await held.unplaced(rt, error)
             raise
         return held if swapped.done else swapped
 

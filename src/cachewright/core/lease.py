@@ -79,6 +79,13 @@ class Held:
         again._closings = self._closings
         self.state.orphans.add(rt, self.token, left, again.is_given_back)
 
+    async def unplaced(self, rt: Runtime, error: BaseException) -> None:
+        """What was to place it, or to use it, ended by ``error``: it may stand, and all would wait for its whole life."""
+        if isinstance(error, TierUnavailable):
+            self.orphan(rt)
+        elif not isinstance(error, GeneratorExit):  # (collected with its loop: nothing can be awaited)
+            await self.abandon(rt)
+
     async def is_given_back(self, rt: Runtime) -> bool:
         """Gives an orphan back; False where the tier did not answer."""
         return await self._abandon(rt) is not None
